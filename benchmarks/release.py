@@ -1,0 +1,53 @@
+"""The price of privacy in time and memory: a mean-embedding release over the bare feature pass, on made-up images.
+
+python benchmarks/release.py [features: rff | scattering] [largest number of rows]
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import multiprocessing
+import resource
+import sys
+import time
+
+import numpy as np
+
+from dpgm.mechanisms.noise import Gaussian
+from dpgm.mechanisms.queries import BLOCK, MeanEmbedding
+from dpgm.methods.embedding import DPMEPF
+from dpgm.privacy.mechanism import NoiseSource
+from dpgm.schema import ImageSchema, Rows
+
+SCHEMA = ImageSchema(height=28, width=28, channels=1, classes=tuple("0123456789"))
+
+
+def measure(features: str, n: int) -> tuple[float, float, float]:
+    """Seconds of the bare feature pass, seconds of the release, and the memory in MB that the release added."""
+    rng = np.random.default_rng(0)
+    rows = Rows(image=rng.integers(0, 256, (n, 28, 28, 1), dtype=np.uint8), label=rng.integers(0, 10, n))
+    encoder = DPMEPF(features=features).encoder(SCHEMA)  # pyright: ignore[reportArgumentType]
+    mechanism = Gaussian(query=MeanEmbedding(encoder=encoder, n_classes=10), noise_std=4.0)
+    encoder(rows["image"][:BLOCK])
+    start = time.perf_counter()
+    for block in rows.blocks(BLOCK):
+        encoder(block["image"])
+    bare = time.perf_counter() - start
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    mechanism(rows, NoiseSource())
+    release = time.perf_counter() - start
+    return bare, release, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+if __name__ == "__main__":
+    features = sys.argv[1] if len(sys.argv) > 1 else "rff"
+    largest = int(sys.argv[2]) if len(sys.argv) > 2 else 32_000
+    print("rows     features (s)  release (s)  ratio  memory added by the release (MB)")
+    for n in (largest // 16, largest // 4, largest):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a fresh process, so that peaks are its own
+            bare, release, added = pool.apply(measure, (features, n))
+        print(f"{n:7} {bare:12.2f} {release:12.2f} {release / bare:6.2f} {added:10.0f}")

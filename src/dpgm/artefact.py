@@ -1,0 +1,209 @@
+"""A run on disk: run.json, ledger.jsonl, release.safetensors, model.safetensors, samples, metrics, report.
+
+Nothing is pickled, every file is written whole or not at all, and none holds a row, a count of rows, a hash of the
+data or a path of the machine. Configuration, schema and guarantee travel inside the safetensors files, so a release
+that is sent on alone still says what it promises.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpgm import methods
+from dpgm.methods.base import Batch, Method, Model, Note, Release, Tensors
+from dpgm.methods.table_batch import TableBatch, table_batch
+from dpgm.privacy.guarantee import Guarantee
+from dpgm.schema import ImageSchema, SchemaError, TableSchema, schema_from_json
+
+RUN, LEDGER, RELEASE, MODEL, SAMPLES = (
+    "run.json",
+    "ledger.jsonl",
+    "release.safetensors",
+    "model.safetensors",
+    "samples.npz",
+)
+TABLE = "samples.csv"
+METRICS, TRAINING, CHECKPOINT = "metrics.json", "training.json", "checkpoint.safetensors"
+_KEY = "dpgm"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole files
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside `path`, flush it, then put it in place: a reader sees the old or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain JSON values; infinities and NaN are refused."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder.
+
+    Raises:
+        SchemaError: the file is absent or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SchemaError(f"{path} does not exist; give the folder of a finished 'dpgm run' or 'dpgm fit'") from error
+    except ValueError as error:
+        raise SchemaError(f"{path} is not JSON ({error}); restore it or run again") from error
+
+
+def _write_tensors(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None:
+    from safetensors.numpy import save_file
+
+    # safetensors writes the memory of an array as it lies: views must be made contiguous first
+    solid = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
+    write_whole(path, lambda p: save_file(solid, p, {_KEY: json.dumps(about, allow_nan=False)}))
+
+
+def _read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise SchemaError(f"{path} does not exist; give a file that 'dpgm run', 'fit' or 'train' wrote")
+    try:
+        with safe_open(path, "numpy") as file:
+            about = json.loads((file.metadata() or {})[_KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise SchemaError(
+            f"{path} is not a file of this tool or is damaged ({error}); restore it from a copy"
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Releases and models
+
+
+def save_release(release: Release, path: Path) -> None:
+    """Write a release with its method, schema and guarantee."""
+    about = {
+        "method": release.method.to_json(),
+        "schema": release.schema.to_json(),
+        "guarantee": release.guarantee.to_json(),
+        "details": dict(release.details),
+    }
+    _write_tensors(path, release.tensors, about)
+
+
+def load_release(path: Path) -> Release:
+    """Read a release; `path` is the file or the run folder that holds it."""
+    tensors, about = _read_tensors(path / RELEASE if path.is_dir() else path)
+    schema: Any = schema_from_json(about["schema"])
+    return Release(
+        method=method_from_json(about["method"]),
+        schema=schema,
+        guarantee=Guarantee.from_json(about["guarantee"]),
+        tensors=tensors,
+        details=about["details"],
+    )
+
+
+def method_from_json(value: Mapping[str, Any]) -> Method:
+    """The method that `Method.to_json` described."""
+    try:
+        return methods.get(value["name"]).from_json(value)
+    except KeyError as error:
+        raise SchemaError(str(error.args[0])) from error
+
+
+def save_model(model: Model, folder: Path | str) -> None:
+    """Write release and model to a folder that `load_model` reads."""
+    folder = Path(folder)
+    save_release(model.release, folder / RELEASE)
+    about = {"method": model.release.method.to_json(), "guarantee": model.guarantee.to_json()}
+    _write_tensors(folder / MODEL, model.tensors(), about)
+
+
+def load_model(folder: Path | str) -> Model:
+    """Read the model of a run folder.
+
+    Raises:
+        SchemaError: the folder lacks a model, or a file is damaged.
+    """
+    folder = Path(folder)
+    release = load_release(folder / RELEASE)
+    tensors, about = _read_tensors(folder / MODEL)
+    method = method_from_json(about["method"])  # retraining may have changed its free options
+    return method.restore(release, tensors)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samples, progress, checkpoints
+
+
+def save_samples(batch: Batch, schema: ImageSchema, path: Path) -> None:
+    """Write synthetic records: images as .npz (images uint8 [n, height, width, channels], labels int64 [n],
+    class_names), a table as .csv.
+    """
+    if isinstance(batch, TableBatch):
+        from dpgm.data.tables import write_csv
+
+        table = path.with_suffix(".csv") if path.suffix == ".npz" else path
+        write_whole(table, lambda p: write_csv(batch.table, batch.schema, p))
+        return
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez_compressed(file, images=batch.images, labels=batch.labels, class_names=np.array(schema.classes))
+
+    write_whole(path, write)
+
+
+def load_table(path: Path, schema: TableSchema) -> TableBatch:
+    """Read synthetic records of a table; `path` is the file or the run folder that holds it."""
+    from dpgm.data.tables import TableSet
+
+    path = path / TABLE if path.is_dir() else path
+    if not path.is_file():
+        raise SchemaError(f"{path} does not exist; make samples with 'dpgm sample FOLDER'")
+    return table_batch(TableSet(path=path, schema=schema).train()["table"], schema)
+
+
+def load_samples(path: Path) -> Batch:
+    """Read synthetic images; `path` is the file or the run folder that holds it."""
+    path = path / SAMPLES if path.is_dir() else path
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Batch(images=file["images"], labels=file["labels"].astype(np.int64))
+    except FileNotFoundError as error:
+        raise SchemaError(f"{path} does not exist; make samples with 'dpgm sample FOLDER'") from error
+    except (ValueError, KeyError, OSError) as error:
+        raise SchemaError(f"{path} is not a sample file of this tool ({error})") from error
+
+
+def save_checkpoint(note: Note, folder: Path) -> None:
+    """Keep the state of an unfinished private half; it is made of noisy answers only."""
+    if note.state is not None:
+        _write_tensors(folder / CHECKPOINT, note.state, {"stage": note.stage, "step": note.step, "total": note.total})
+
+
+def load_checkpoint(folder: Path) -> Tensors | None:
+    """The state that `save_checkpoint` kept, or None."""
+    return _read_tensors(folder / CHECKPOINT)[0] if (folder / CHECKPOINT).exists() else None

@@ -1,0 +1,164 @@
+"""The commands that follow a run: sample, evaluate, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from dpgm import artefact
+from dpgm.artefact import METRICS, RUN, SAMPLES, write_json, write_whole
+from dpgm.cli.console import Screen
+from dpgm.cli.options import Data, Flat, parse
+from dpgm.data import DataSet
+from dpgm.data.tables import TableSet
+from dpgm.evaluation.grid import png, sample_grid
+from dpgm.evaluation.report import write_report
+from dpgm.evaluation.utility import evaluate_images, public_door
+from dpgm.methods.base import Model
+from dpgm.methods.table_batch import TableBatch
+from dpgm.schema import SchemaError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """What the command takes.
+
+    Attributes:
+        folder: a run folder.
+        n: how many records.
+        labels: classes to draw, e.g. 3,5; by default all, in equal numbers.
+        seed: makes the draw reproducible.
+        out: the .npz file to write; by default samples.npz of the run folder.
+        json: print one JSON object.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    n: int = 10_000
+    labels: str | None = None
+    seed: int | None = None
+    out: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluate:
+    """What the command takes.
+
+    Attributes:
+        folder: a run folder with samples; the data may be left out when the run names a public set.
+        seed: of the classifiers.
+        json: print one JSON object.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    data: Flat[Data]
+    seed: int = 0
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Report:
+    """What the command takes.
+
+    Attributes:
+        folder: a run folder.
+        json: print one JSON object.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    json: bool = False
+
+
+def sample_command(words: list[str]) -> int:
+    """Draw synthetic records."""
+    options = parse("sample", _Sample, words, about="Draw synthetic records from a finished run; it is free.")
+    model = artefact.load_model(options.folder)
+    labels = None
+    if options.labels is not None:
+        words = [v.strip() for v in options.labels.split(",")]
+        number = {name: i for i, name in enumerate(model.schema.classes)}
+        if not all(w.isdigit() or w in number for w in words):
+            raise SchemaError(f"--labels is '{options.labels}'; allowed are class numbers like 3,5 or class names")
+        labels = np.resize(np.array([number[w] if w in number else int(w) for w in words]), options.n)
+    out = options.out or options.folder / SAMPLES
+    batch = model.sample(options.n, labels=labels, seed=options.seed)
+    artefact.save_samples(batch, model.schema, out)
+    value = {"file": str(out), "n": len(batch), "guarantee": model.guarantee.to_json()}
+    Screen(as_json=options.json).result(value, f"{len(batch)} records in {out}\n{model.guarantee.headline()}")
+    return 0
+
+
+def evaluate_command(words: list[str]) -> int:
+    """Score the samples of a run."""
+    about = "Train classifiers on the samples of a run and test them on real test records, which is not private."
+    if words and not words[0].startswith("-") and (len(words) == 1 or words[1].startswith("-")):
+        words = [words[0], artefact.read_json(Path(words[0]) / RUN)["data"], *words[1:]]
+    options = parse("evaluate", _Evaluate, words, about=about)
+    screen = Screen(as_json=options.json)
+    model = artefact.load_model(options.folder)
+    metrics = measure(model, options.folder, options.data.open(), seed=options.seed)
+    write_json(options.folder / METRICS, metrics)
+    report(options.folder)
+    screen.result(metrics, "\n".join(score_lines(metrics)))
+    return 0
+
+
+def report_command(words: list[str]) -> int:
+    """Write report.html."""
+    options = parse("report", _Report, words, about="Write report.html of a run folder.")
+    path = report(options.folder)
+    Screen(as_json=options.json).result({"report": str(path)}, str(path))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def draw(model: Model, folder: Path, *, n: int, seed: int) -> dict[str, Any]:
+    """Write samples.npz and samples.png, or samples.csv; returns what the report shows of them."""
+    batch = model.sample(n, seed=seed)
+    artefact.save_samples(batch, model.schema, folder / SAMPLES)
+    if isinstance(batch, TableBatch):
+        from dpgm.evaluation.table_figures import describe
+
+        return {"figures": describe(batch.table, None, batch.schema)}
+    picture = png(sample_grid(batch.images, batch.labels, classes=range(min(model.schema.n_classes, 20))))
+    write_whole(folder / "samples.png", lambda p: p.write_bytes(picture))
+    return {}
+
+
+def measure(model: Model, folder: Path, data: DataSet | TableSet, *, seed: int) -> dict[str, Any]:
+    """The protocol's scores of the samples in a folder, beside real data where these are public."""
+    test = data.test()
+    real = public_door(data.train) if is_public(data) else None
+    if isinstance(data, TableSet):
+        from dpgm.evaluation.tables import evaluate_table
+
+        synthetic = artefact.load_table(folder, data.schema)
+        return evaluate_table(synthetic.table, test, schema=data.schema, seed=seed, real=real)
+    metrics = evaluate_images(artefact.load_samples(folder), test, schema=model.schema, seed=seed, real=real)
+    odds = model.classify(test["image"])
+    if odds is not None:
+        metrics["accuracy"]["labeller"] = float((odds.argmax(1) == test["label"]).mean())
+    return metrics
+
+
+def score_lines(metrics: dict[str, Any]) -> list[str]:
+    """The main scores, a line each."""
+    lines = [f"accuracy {k}: {v:.3f}" for k, v in metrics.get("accuracy", {}).items()]
+    lines += [f"{k}: AUC {v['auc']:.3f}, F1 {v['f1']:.3f}" for k, v in metrics.get("utility", {}).items()]
+    return lines + [f"{k}: {v:.3f}" for k, v in metrics.get("fidelity", {}).items()]
+
+
+def is_public(data: DataSet | TableSet) -> bool:
+    """True for the named benchmark sets: their records may be looked at."""
+    return bool(data.terms)
+
+
+def report(folder: Path) -> Path:
+    """Write report.html from what the folder holds."""
+    return write_report(folder)

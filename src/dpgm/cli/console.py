@@ -1,0 +1,77 @@
+"""What a run shows while it works: progress on standard error, one JSON object on standard output where asked."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dpgm.methods.base import Note
+from dpgm.privacy.guarantee import ceil_digits
+
+_UNIT = 1024 if sys.platform != "darwin" else 1024**2
+
+
+class Screen:
+    """Lines and progress bars on standard error; results on standard output.
+
+    Args:
+        as_json: print the result as one JSON object, and nothing else on standard output.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.console = Console(stderr=True, highlight=False)
+        self.seconds: dict[str, float] = {}
+
+    def say(self, line: str) -> None:
+        """One line for a person."""
+        self.console.print(line, markup=False)
+
+    def result(self, value: dict[str, Any], text: str) -> None:
+        """What the command found: JSON for machines, text for people."""
+        print(json.dumps(value, indent=2) if self.as_json else text)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage under `name`; stages of one name add up."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def progress(self, epsilon: float) -> Iterator[Callable[[Note], None]]:
+        """A bar that shows notes, with the epsilon that is reserved, the time gone and the time left."""
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn(f"epsilon {ceil_digits(epsilon)} reserved"),
+            console=self.console,
+            transient=True,
+        ) as bars:
+            tasks: dict[str, Any] = {}
+
+            def show(note: Note) -> None:
+                if note.stage not in tasks:
+                    tasks[note.stage] = bars.add_task(note.stage, total=note.total)
+                bars.update(tasks[note.stage], completed=note.step)
+
+            yield show
+
+
+def peak_memory_mb() -> float:
+    """The largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT / 1024**2

@@ -1,0 +1,184 @@
+"""The options of the commands, as dataclasses; the parser is generated from them and from the method's own fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from dpgm import methods
+from dpgm.methods.base import Method
+from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
+from dpgm.schema import AnySchema, SchemaError, TableSchema, default_delta, schema_from_json
+
+T = TypeVar("T")
+RELATIONS = {"add-remove": Relation.ADD_REMOVE, "replace": Relation.REPLACE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where the records are, and the public facts about them.
+
+    Attributes:
+        data: a named set (digits, mnist, fashion-mnist, cifar10, celeba, ...), a .npz file, a folder of images by
+            class, idx files, or a table (.csv, .csv.gz, .tsv, .parquet) with its --schema.
+        data_dir: folder with the files of named sets; otherwise the environment variable DPGM_DATA.
+        schema: JSON file with the public facts, instead of the next four.
+        image_size: side of the stored images in pixels.
+        channels: 1 (grey) or 3 (colour).
+        classes: names of the classes, or their number: "cat,dog" or "10".
+        size: declared number of train records, a public round figure.
+        resize: side of the images wanted.
+        colour: turn images to grey or to rgb.
+        test_fraction: share of records to hold out where there is no test part.
+        test: file of the held-out part of a table.
+        public: the table's records are public, as a benchmark's are: scores beside real train records may be shown.
+    """
+
+    data: tyro.conf.Positional[str]
+    data_dir: Path | None = None
+    schema: Path | None = None
+    image_size: int | None = None
+    channels: Literal[1, 3] | None = None
+    classes: str | None = None
+    size: int | None = None
+    resize: int | None = None
+    colour: Literal["grey", "rgb"] | None = None
+    test_fraction: float | None = None
+    test: Path | None = None
+    public: bool = False
+
+    def open(self) -> Any:
+        """The data set, by its public facts; no row is read."""
+        from dpgm.artefact import read_json
+        from dpgm.data import open_data
+        from dpgm.data.tables import is_table
+
+        schema: Any = None if self.schema is None else schema_from_json(read_json(self.schema))
+        if is_table(self.data):
+            return self._open_table(schema)
+        names: int | list[str] | None = None
+        if self.classes is not None:
+            names = int(self.classes) if self.classes.isdigit() else [c.strip() for c in self.classes.split(",")]
+        return open_data(
+            self.data,
+            data_dir=self.data_dir,
+            schema=schema,
+            image_size=self.image_size,
+            channels=self.channels,
+            classes=names,
+            size=self.size,
+            resize=self.resize,
+            grey=None if self.colour is None else self.colour == "grey",
+            test_fraction=self.test_fraction,
+        )
+
+    def _open_table(self, schema: Any) -> Any:
+        from dpgm.data.tables import TableSet
+
+        if not isinstance(schema, TableSchema):
+            raise SchemaError(
+                f"{self.data} is a table; give --schema FILE with its columns, kinds and bounds. Write it by hand, or "
+                "have one drafted from a *public* file of the same columns: dpgm schema draft FILE --from-public"
+            )
+        schema = schema if self.size is None else dataclasses.replace(schema, size=self.size)
+        fraction = self.test_fraction
+        terms = "declared public" if self.public else ""
+        return TableSet(path=Path(self.data), schema=schema, test_path=self.test, test_fraction=fraction, terms=terms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Privacy:
+    """What may be promised away.
+
+    Attributes:
+        epsilon: privacy loss allowed.
+        delta: slack allowed; by default 1/size rounded down to a power of ten; 0 asks for pure privacy.
+        relation: which data sets are neighbours.
+        allow: run a method of weak evidence, for study; every artefact will say so.
+    """
+
+    epsilon: float = 1.0
+    delta: float | None = None
+    relation: Literal["add-remove", "replace"] = "add-remove"
+    allow: Literal["unsupported", "refuted"] | None = None
+
+    def budget(self, schema: AnySchema) -> Budget:
+        """The budget, with the default delta of the declared size."""
+        if self.delta is None and schema.size is None:
+            raise PrivacyError(
+                "there is no delta: add --delta 1e-5, or --size with the declared number of records, from which the "
+                "default is derived"
+            )
+        delta = default_delta(schema.size or 2) if self.delta is None else self.delta
+        return Budget(epsilon=self.epsilon, delta=delta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where the results go.
+
+    Attributes:
+        out: the run folder; it must be new, or hold an interrupted run of the same plan.
+        seed: of the public randomness (initial weights, latent vectors); privacy noise is never seeded.
+    """
+
+    out: Path
+    seed: int = 0
+
+
+Flat = Annotated[T, tyro.conf.OmitArgPrefixes]
+
+
+def parse(command: str, options: type[T], words: list[str], *, about: str) -> T:
+    """Parse `words` into `options`; a field named `method` is made from `--method NAME` and that method's options."""
+    return tyro.cli(options, args=words, prog=f"dpgm {command}", description=about)
+
+
+def with_method(options: type[Any], method: Method) -> type[Any]:
+    """`options` with a field `config` that holds the method's own options."""
+    return dataclasses.make_dataclass(
+        "Options",
+        [
+            ("common", Annotated[options, tyro.conf.OmitArgPrefixes]),
+            ("config", Annotated[type(method), tyro.conf.OmitArgPrefixes], dataclasses.field(default=method)),
+        ],
+    )
+
+
+def method_named(words: list[str], default: str) -> type[Method]:
+    """The class behind `--method NAME` in `words`.
+
+    Raises:
+        SchemaError: there is none of that name.
+    """
+    name = default
+    for i, word in enumerate(words):
+        if word == "--method" and i + 1 < len(words):
+            name = words[i + 1]
+        elif word.startswith("--method="):
+            name = word.partition("=")[2]
+    try:
+        found = methods.get(name)
+    except KeyError as error:
+        raise SchemaError(str(error.args[0])) from error
+    if any(
+        isinstance(f.default_factory, type) and issubclass(f.default_factory, Method) for f in dataclasses.fields(found)
+    ):
+        raise SchemaError(f"'{name}' wraps another method; name that one, and add --labeller 0.3")
+    return found
+
+
+def printable(words: list[str]) -> str:
+    """A command line as an artefact may show it: paths are cut down to their last name."""
+    import shlex
+
+    def short(word: str) -> str:
+        key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return f"{key}{equals}{Path(value).name if os.sep in value else value}" if value else word
+
+    return shlex.join(["dpgm", *map(short, words)])

@@ -1,0 +1,315 @@
+"""The commands that make a generator: plan, fit, run, train."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpgm import artefact, methods
+from dpgm.artefact import CHECKPOINT, LEDGER, MODEL, RELEASE, RUN, TRAINING, write_json
+from dpgm.cli import afterwards
+from dpgm.cli.console import Screen, peak_memory_mb
+from dpgm.cli.options import RELATIONS, Data, Flat, Output, Privacy, method_named, parse, printable, with_method
+from dpgm.methods.base import Method, Model, Note, Plan, Release, check_allowed, check_takes, privatise
+from dpgm.privacy.curator import Curator
+from dpgm.privacy.guarantee import PrivacyError
+from dpgm.privacy.ledger import Ledger
+from dpgm.schema import Rows, SchemaError
+
+DEFAULT_METHOD = "merf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What the command takes.
+
+    Attributes:
+        method: the method; 'dpgm methods' lists them, and '--method NAME --help' its options.
+        labeller: share of the budget for a classifier that corrects the labels of the samples, above 0 and below 1.
+        json: print one JSON object and nothing else on standard output.
+    """
+
+    data: Flat[Data]
+    privacy: Flat[Privacy]
+    method: str = DEFAULT_METHOD
+    labeller: float | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(PlanOptions):
+    """What the command takes.
+
+    Attributes:
+        method: the method; 'dpgm methods' lists them, and '--method NAME --help' its options.
+        labeller: share of the budget for a classifier that corrects the labels of the samples, above 0 and below 1.
+        json: print one JSON object and nothing else on standard output.
+    """
+
+    output: Flat[Output]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Fit):
+    """What the command takes.
+
+    Attributes:
+        method: the method; 'dpgm methods' lists them, and '--method NAME --help' its options.
+        labeller: share of the budget for a classifier that corrects the labels of the samples, above 0 and below 1.
+        json: print one JSON object and nothing else on standard output.
+        samples: how many synthetic records to draw.
+        evaluate: train classifiers on them and test these on real test records; by default only for public named sets,
+            as the scores of own records are not private.
+    """
+
+    samples: int = 10_000
+    evaluate: bool | None = None
+
+
+def plan_command(words: list[str]) -> int:
+    """Print noise, epsilon, expected time and memory without reading a row."""
+    options, method = _parse("plan", PlanOptions, words, "What a run would promise and cost; no row is read.")
+    schema = options.data.open().schema
+    check_takes(method, schema)
+    plan = method.plan(schema, relation=RELATIONS[options.privacy.relation], budget=options.privacy.budget(schema))
+    guarantee = plan.guarantee()
+    value = {
+        "method": method.to_json(),
+        "schema": schema.to_json(),
+        "guarantee": guarantee.to_json(),
+        "plan": dict(plan.details),
+        "asks": [{"mechanism": m.cost(plan.relation).name, "times": n} for m, n in plan.items],
+        "seconds": plan.seconds,
+        "memory_mb": plan.memory_mb,
+    }
+    lines = [
+        guarantee.headline(),
+        *(f"asks {a['times']} x {a['mechanism']}" for a in value["asks"]),
+        *(f"{k}: {v:.6g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plan.details.items()),
+        f"expected: about {plan.seconds:.0f} s and {plan.memory_mb:.0f} MB on two CPU cores, before evaluation",
+    ]
+    Screen(as_json=options.json).result(value, "\n".join(lines))
+    return 0
+
+
+def fit_command(words: list[str]) -> int:
+    """Privatise and train."""
+    options, method = _parse("fit", Fit, words, "Privatise once and train a generator.")
+    screen = Screen(as_json=options.json)
+    job = _Job(method, options, screen, ["fit", *words])
+    model = job.fit()
+    screen.result(job.facts(model), f"{model.guarantee.headline()}\nmodel in {options.output.out}")
+    return 0
+
+
+def run_command(words: list[str]) -> int:
+    """Everything, into one folder."""
+    about = "Read, plan, privatise once, train, sample, evaluate and report, all in one folder."
+    options, method = _parse("run", Run, words, about)
+    screen, out = Screen(as_json=options.json), options.output.out
+    job = _Job(method, options, screen, ["run", *words])
+    model = job.fit()
+    with screen.stage("sample"):
+        metrics = afterwards.draw(model, out, n=options.samples, seed=options.output.seed)
+    data = job.data
+    wanted = afterwards.is_public(data) if options.evaluate is None else options.evaluate
+    if wanted and data.has_test:
+        screen.say("evaluating on real test records")
+        with screen.stage("evaluate"):
+            metrics = afterwards.measure(model, out, data, seed=options.output.seed)
+    elif wanted:
+        screen.say("not evaluated: the data have no test part; hold one out with --test-fraction 0.1")
+    run = job.facts(model)
+    write_json(out / RUN, run)
+    if metrics:
+        metrics |= {"seconds": sum(screen.seconds.values()), "peak_memory_mb": run["peak_memory_mb"]}
+        write_json(out / artefact.METRICS, metrics)
+    report = afterwards.report(out)
+    lines = [model.guarantee.headline()]
+    lines += afterwards.score_lines(metrics)
+    lines += [f"{sum(screen.seconds.values()):.0f} s, {run['peak_memory_mb']:.0f} MB; report: {report}"]
+    screen.result({**run, "metrics": metrics}, "\n".join(lines))
+    return 0
+
+
+def train_command(words: list[str]) -> int:
+    """Train again on a release: same guarantee, nothing added to the ledger."""
+    source = next((Path(w) for w in words if not w.startswith("-") and Path(w).exists()), None)
+    if source is None and "--help" not in words and "-h" not in words:
+        raise SchemaError("give a release: dpgm train RUN/release.safetensors --out NEW [--steps ...]")
+    release = artefact.load_release(source) if source else None
+    method = release.method if release else methods.get(DEFAULT_METHOD)()
+    options = parse("train", with_method(_train_options(), method), words, about="Train again on a release, for free.")
+    assert release is not None
+    assert source is not None
+    common, method = options.common, release.method.retrained(options.config)
+    screen, out = Screen(as_json=common.json), common.output.out
+    _must_be_new(out)
+    release = dataclasses.replace(release, method=method)
+    model, curve = _train(release, common.output.seed, screen)
+    artefact.save_model(model, out)
+    ledger = (source if source.is_dir() else source.parent) / LEDGER
+    if ledger.exists():
+        artefact.write_whole(out / LEDGER, lambda p: p.write_bytes(ledger.read_bytes()))
+    with screen.stage("sample"):
+        afterwards.draw(model, out, n=common.samples, seed=common.output.seed)
+    before = source.parent / RUN if source.is_file() else source / RUN
+    data = artefact.read_json(before)["data"] if before.exists() else ""
+    run = facts(model, data=data, seed=common.output.seed, command=["train", *words], seconds=screen.seconds)
+    write_json(out / TRAINING, curve)
+    write_json(out / RUN, run)
+    report = afterwards.report(out)
+    screen.result(run, f"{model.guarantee.headline()}\nnothing was added to the ledger; report: {report}")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Job:
+    """One run folder from plan to model; a killed job goes on where it stopped."""
+
+    def __init__(self, method: Method, options: Fit, screen: Screen, words: list[str]) -> None:
+        self.method, self.options, self.screen, self.words = method, options, screen, words
+        self.data = options.data.open()
+        self.plan: Plan | None = None
+
+    def fit(self) -> Model:
+        """Plan, privatise, train; write release, model, training curve and run.json."""
+        out, seed = self.options.output.out, self.options.output.seed
+        _must_be_new(out)
+        schema: Any = self.data.schema
+        check_takes(self.method, schema)
+        privacy = self.options.privacy
+        relation, budget = RELATIONS[privacy.relation], privacy.budget(schema)
+        plan = self.plan = self.method.plan(schema, relation=relation, budget=budget)
+        check_allowed(plan.guarantee(), privacy.allow)
+        self.screen.say(f"plan: {plan.guarantee().headline()}")
+        out.mkdir(parents=True, exist_ok=True)
+        with Ledger(out / LEDGER, relation=relation, cap=budget) as ledger:
+            curator = Curator(self._reader, schema=schema, ledger=ledger)
+            if (out / RELEASE).exists():
+                curator.reserve("fit", plan.items)  # refuses a changed plan
+                release = artefact.load_release(out / RELEASE)
+                try:  # equal prices do not make equal releases
+                    release = dataclasses.replace(release, method=release.method.retrained(self.method))
+                except SchemaError as error:
+                    raise PrivacyError(f"the release in {out} was made by another plan: {error}") from error
+                self.screen.say("the release is there already; nothing private is read")
+            else:
+                release = self._privatise(curator, plan, seed)
+        model, curve = _train(release, seed, self.screen)
+        artefact.save_model(model, out)
+        write_json(out / TRAINING, curve)
+        write_json(out / RUN, self.facts(model))
+        return model
+
+    def _privatise(self, curator: Curator, plan: Plan, seed: int) -> Release:
+        out = self.options.output.out
+        with self.screen.stage("release"), self.screen.progress(plan.guarantee().epsilon) as show:
+
+            def on_note(note: Note) -> None:
+                show(note)
+                artefact.save_checkpoint(note, out)
+
+            state = artefact.load_checkpoint(out)
+            release = privatise(
+                self.method, curator, plan, seed=seed, on_note=on_note, state=state, allow=self.options.privacy.allow
+            )
+        self.screen.seconds["release"] -= self.screen.seconds.get("read", 0.0)  # rows are read at the first answer
+        artefact.save_release(release, out / RELEASE)
+        (out / CHECKPOINT).unlink(missing_ok=True)
+        return release
+
+    def _reader(self) -> Rows:
+        with self.screen.stage("read"):
+            return self.data.train()
+
+    def facts(self, model: Model) -> dict[str, Any]:
+        """What run.json says so far."""
+        seed = self.options.output.seed
+        details = dict(self.plan.details) if self.plan else {}
+        return {
+            **facts(model, data=self.data.name, seed=seed, command=self.words, seconds=self.screen.seconds),
+            "plan": details,
+        }
+
+
+def facts(model: Model, *, data: str, seed: int, command: list[str], seconds: dict[str, float]) -> dict[str, Any]:
+    """The public facts of a run, as run.json keeps them."""
+    from importlib.metadata import version
+
+    packages = ("numpy", "scipy", "torch", "dp-accounting", "scikit-learn")
+    return {
+        "method": model.release.method.name,
+        "config": model.release.method.to_json(),
+        "data": data,
+        "schema": model.schema.to_json(),
+        "guarantee": model.guarantee.to_json(),
+        "plan": dict(model.release.details),
+        "seed": seed,
+        "command": printable(command),
+        "versions": {"dpgm": version("dpgm"), "python": platform.python_version(), **{p: version(p) for p in packages}},
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": "cpu",
+        "seconds": {k: round(v, 3) for k, v in seconds.items()},
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+    }
+
+
+def _train(release: Release, seed: int, screen: Screen) -> tuple[Model, dict[str, Any]]:
+    """The free half, with its curve."""
+    curve: dict[str, list[float]] = {"step": []}
+    with screen.stage("train"), screen.progress(release.guarantee.epsilon) as show:
+
+        def on_note(note: Note) -> None:
+            show(note)
+            if note.values:
+                curve["step"].append(note.step)
+                for name, value in note.values.items():
+                    curve.setdefault(name, []).append(value)
+
+        model = release.method.train(release, seed=seed, on_note=on_note)
+    return model, curve
+
+
+def _parse(command: str, options: type[Any], words: list[str], about: str) -> tuple[Any, Method]:
+    method = method_named(words, DEFAULT_METHOD)
+    parsed = parse(command, with_method(options, method()), words, about=about)
+    if parsed.common.labeller is None:
+        return parsed.common, parsed.config
+    from dpgm.methods.labelled import Labelled
+
+    return parsed.common, Labelled(generator=parsed.config, share=parsed.common.labeller)
+
+
+def _train_options() -> type[Any]:
+    import tyro
+
+    return dataclasses.make_dataclass(
+        "TrainOptions",
+        [
+            ("release", tyro.conf.Positional[Path]),
+            ("output", Flat[Output]),
+            ("samples", int, dataclasses.field(default=10_000)),
+            ("json", bool, dataclasses.field(default=False)),
+        ],
+        kw_only=True,
+    )
+
+
+def _must_be_new(out: Path) -> None:
+    """Refuse a folder with a finished run or with other files; let an interrupted run go on."""
+    if (out / RUN).exists() and (out / MODEL).exists():
+        raise SchemaError(
+            f"{out} holds a finished run; give another --out, or train again on its release for free: "
+            f"dpgm train {out / RELEASE} --out NEW"
+        )
+    if out.exists() and not out.is_dir():
+        raise SchemaError(f"{out} is a file; --out takes a new folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / LEDGER).exists():
+        raise SchemaError(f"{out} holds other files; --out takes a new or empty folder")

@@ -1,0 +1,317 @@
+"""Tables: read in chunks as the schema declares them, to numbers and back; drafts of a schema from a public file.
+
+Needs pandas (extra `tables`). Nothing is inferred from the rows: a value outside the bounds is moved to the nearest
+one, a text that is no declared category counts as missing where the column allows that, and is an error elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpgm.data.errors import DataError
+from dpgm.schema import Column, Rows, TableSchema
+from dpgm.schema.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK = 50_000
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+_EPOCH = date(1970, 1, 1).toordinal()
+_TRUE, _FALSE = ("true", "1", "1.0", "yes", "t", "y"), ("false", "0", "0.0", "no", "f", "n")
+
+
+def is_table(path: Path | str) -> bool:
+    """Whether the name is that of a table file."""
+    return str(path).lower().endswith(SUFFIXES)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TableSet:
+    """A table file, opened but not read: only `train` and `test` touch rows.
+
+    Attributes:
+        path: .csv, .tsv (also .gz) or .parquet, with a header.
+        schema: public facts; the file may hold further columns, which are not read.
+        test_path: file of the held-out part; None for none.
+        test_fraction: share to hold out by a hash of each record alone, where there is no test file.
+    """
+
+    path: Path
+    schema: TableSchema
+    test_path: Path | None = None
+    test_fraction: float | None = None
+    terms: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            raise DataError(f"the test fraction is {self.test_fraction}; allowed is more than 0 and less than 1")
+        for path in (self.path, self.test_path):
+            if path is not None and not path.is_file():
+                raise DataError(f"{path} does not exist; give a file ending in {', '.join(SUFFIXES)}")
+            if path is not None and (absent := sorted(set(self.schema.names) - set(_header(path)))):
+                raise DataError(f"{path.name} has no column {absent}; correct the schema or the file's header")
+
+    def __repr__(self) -> str:
+        return f"TableSet({self.name}, {len(self.schema.columns)} columns)"
+
+    @property
+    def name(self) -> str:
+        """The bare file name."""
+        return self.path.name
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a held-out part."""
+        return self.test_path is not None or self.test_fraction is not None
+
+    def train(self) -> Rows:
+        """The records to learn from."""
+        return self._rows(self.path, None if self.test_path or not self.test_fraction else False)
+
+    def test(self) -> Rows:
+        """The held-out records."""
+        if not self.has_test:
+            raise DataError(f"{self.name} has no test part; give --test FILE or --test-fraction 0.2")
+        return self._rows(self.test_path or self.path, None if self.test_path else True)
+
+    def _rows(self, path: Path, held_out: bool | None) -> Rows:
+        parts = [np.zeros((0, len(self.schema.columns)))]
+        for frame in _chunks(path, self.schema.names):
+            part = to_numbers(frame, self.schema)
+            parts.append(part if held_out is None else part[self._held_out(part) == held_out])
+        return Rows(table=np.concatenate(parts))
+
+    def _held_out(self, part: Table) -> NDArray[np.bool_]:
+        bound = int((self.test_fraction or 0) * 2**64)
+        digest = [hashlib.blake2b(r.tobytes(), digest_size=8).digest() for r in np.ascontiguousarray(part)]
+        return np.array([int.from_bytes(d, "big") < bound for d in digest], dtype=bool)
+
+
+def _header(path: Path) -> list[str]:
+    pd = _pandas()
+    if path.suffix == ".parquet":
+        return list(_parquet(path).schema_arrow.names)
+    return list(pd.read_csv(path, nrows=0, sep=_separator(path)).columns)
+
+
+def _chunks(path: Path, names: tuple[str, ...]) -> Iterator[pd.DataFrame]:
+    """The file as texts (csv) or as it is typed (parquet), piece by piece."""
+    if path.suffix == ".parquet":
+        for batch in _parquet(path).iter_batches(batch_size=CHUNK, columns=list(names)):
+            yield batch.to_pandas()
+        return
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_filter": False, "chunksize": CHUNK}
+    with _pandas().read_csv(path, sep=_separator(path), usecols=list(names), **options) as reader:
+        yield from reader
+
+
+def _separator(path: Path) -> str:
+    return "\t" if ".tsv" in path.suffixes else ","
+
+
+def _parquet(path: Path) -> Any:
+    try:
+        from pyarrow.parquet import ParquetFile  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise DataError(f"{path.name} is a parquet file; install pyarrow to read it, or convert it to csv") from error
+    return ParquetFile(path)
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise DataError("tables need pandas; install the extra: pip install 'dpgm[tables]'") from error
+    return pandas
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frames to numbers and back
+
+
+def to_numbers(frame: pd.DataFrame, schema: TableSchema) -> Table:
+    """A frame as float64 [n, columns], NaN for missing; the frame's own order of columns does not matter.
+
+    Raises:
+        DataError: a column is absent, or holds what its declaration does not allow; no value is quoted.
+    """
+    if absent := sorted(set(schema.names) - set(map(str, frame.columns))):
+        raise DataError(f"the table has no column {absent}; correct the schema or the frame")
+    out = np.empty((len(frame), len(schema.columns)))
+    for j, column in enumerate(schema.columns):
+        out[:, j] = _numbers(frame[column.name], column, schema.missing_marks)
+    return out
+
+
+def _numbers(series: Any, column: Column, marks: tuple[str, ...]) -> NDArray[np.float64]:
+    pd = _pandas()
+    missing = series.isna().to_numpy()
+    if column.kind in ("integer", "number") and pd.api.types.is_numeric_dtype(series.dtype):
+        x = series.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
+        return _settled(x, np.isnan(x), column)
+    texts = series.astype(str).str.strip()
+    if column.kind == "category":
+        code = {v: i for i, v in enumerate(column.values)}
+        x = texts.map(code).to_numpy(dtype=np.float64)
+        if np.isnan(x).any():  # whole numbers that a library turned into 1.0
+            x = np.where(np.isnan(x), texts.str.removesuffix(".0").map(code).to_numpy(dtype=np.float64), x)
+        unknown = np.isnan(x) & ~missing & ~texts.isin(marks).to_numpy()
+        if unknown.any() and not column.missing:
+            raise DataError(
+                f"column '{column.name}' holds texts that are not among its declared values; add them to the schema, "
+                'or declare "missing": true to count them as missing'
+            )
+        missing = np.isnan(x)
+    else:
+        missing = missing | texts.isin(marks).to_numpy()
+        x = np.full(len(texts), np.nan)
+        x[~missing] = _parse(texts[~missing], series[~missing], column)
+    return _settled(x, missing, column)
+
+
+def _parse(texts: Any, series: Any, column: Column) -> NDArray[np.float64]:
+    pd = _pandas()
+    if column.kind == "boolean":
+        lower = texts.str.lower()
+        known = {**dict.fromkeys(_TRUE, 1.0), **dict.fromkeys(_FALSE, 0.0)}
+        x = lower.map(known).to_numpy(dtype=np.float64)
+    elif column.kind == "date":
+        stamps = pd.to_datetime(series, errors="coerce", format="ISO8601")
+        x = np.where(stamps.isna(), np.nan, stamps.to_numpy().astype("datetime64[D]").astype(np.float64))
+    else:
+        x = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64)
+    if np.isnan(x).any():
+        raise DataError(
+            f"column '{column.name}' holds texts that are no {column.kind}; correct the file, or list the text that "
+            "stands for a missing value in missing_marks"
+        )
+    return x
+
+
+def _settled(x: NDArray[np.float64], missing: NDArray[np.bool_], column: Column) -> NDArray[np.float64]:
+    if missing.any() and not column.missing:
+        raise DataError(f"column '{column.name}' lacks values; declare \"missing\": true, or fill them in")
+    x[~missing] = column.settle(x[~missing])
+    x[missing] = np.nan
+    return x
+
+
+def to_frame(table: Table, schema: TableSchema) -> pd.DataFrame:
+    """Numbers as a frame: the schema's columns in its order, dtypes as declared, missing values as pandas has them."""
+    pd = _pandas()
+    return pd.DataFrame({c.name: _series(table[:, j], c) for j, c in enumerate(schema.columns)})
+
+
+def _series(x: NDArray[np.float64], column: Column) -> Any:
+    pd = _pandas()
+    missing = np.isnan(x)
+    filled = np.where(missing, 0, x)
+    if column.kind == "category":
+        values = pd.Series(np.array([*column.values, None], dtype=object)[np.where(missing, -1, filled).astype(int)])
+        if not column.dtype:
+            return values.astype("str")
+        if column.dtype == "category":
+            return values.astype(pd.CategoricalDtype(list(column.values)))
+        if "int" in column.dtype.lower():
+            values = pd.to_numeric(values)
+        return values.astype(column.dtype)
+    if column.kind == "date":
+        days = pd.Series(filled.astype("datetime64[D]").astype("datetime64[s]"))
+        days[missing] = pd.NaT
+        return days.astype(column.dtype) if column.dtype else days
+    if column.kind == "number":
+        return pd.Series(x.copy(), dtype=column.dtype or "float64")
+    whole, nullable = ("boolean", "bool") if column.kind == "boolean" else ("Int64", "int64")
+    series = pd.Series(filled.astype(np.int64)).astype(whole)
+    series[missing] = pd.NA
+    return series.astype(column.dtype or (whole if column.missing else nullable))
+
+
+def write_csv(table: Table, schema: TableSchema, path: Path) -> None:
+    """Write a csv that `TableSet` reads back; missing values as the first missing mark."""
+    mark = schema.missing_marks[0] if schema.missing_marks else ""
+    frame = to_frame(table, schema)
+    for c in schema.columns:
+        if c.kind == "date":
+            frame[c.name] = frame[c.name].dt.strftime("%Y-%m-%d")
+    frame.to_csv(path, index=False, na_rep=mark)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drafts
+
+
+def draft_schema(
+    path: Path, *, label: str | None = None, missing_marks: tuple[str, ...] = (), most: int = 100
+) -> TableSchema:
+    """A schema for a person to correct, from a file that is *public*: every value and bound in it is published.
+
+    Whole numbers of more than 10 values become integers and other numbers numbers, with bounds rounded outwards; texts
+    of at most `most` values, and whole numbers of at most 10, become categories. The size is left out.
+
+    Args:
+        path: a public file.
+        label: the column that a classifier would predict; it becomes a category.
+        missing_marks: texts that stand for a missing value, beside the usual ones.
+        most: largest number of different texts in a column.
+
+    Raises:
+        DataError: a text column has more values than `most`.
+    """
+    pd = _pandas()
+    usual = TableSchema(columns=(Column(name="x", kind="boolean"),)).missing_marks
+    marks = tuple(dict.fromkeys((*missing_marks, *usual)))
+    frame = pd.concat(list(_chunks(path, tuple(_header(path)))), ignore_index=True)
+    columns = tuple(_draft(frame[n], n == label, marks, most) for n in frame.columns)
+    return TableSchema(columns=columns, label=label, missing_marks=marks)
+
+
+def _draft(series: Any, is_label: bool, marks: tuple[str, ...], most: int) -> Column:
+    pd = _pandas()
+    name, dtype = str(series.name), series.dtype
+    texts = series.astype(str).str.strip()
+    missing = series.isna().to_numpy() | texts.isin(marks).to_numpy()
+    known = texts[~missing]
+    lacks = bool(missing.any()) and not is_label
+    numbers = pd.to_numeric(known, errors="coerce")
+    distinct = sorted(known.unique())
+    if isinstance(dtype, pd.CategoricalDtype):
+        return Column(name=name, kind="category", values=tuple(distinct), missing=lacks, dtype="category")
+    if set(known.str.lower()) <= {"true", "false"} and len(known):
+        return Column(name=name, kind="boolean", missing=lacks)
+    if len(numbers) and not numbers.isna().any():
+        whole = bool((numbers == numbers.round()).all())
+        if whole and (is_label or len(distinct) <= 10):
+            whole_dtype = "Int64" if lacks else "int64"
+            ordered = tuple(sorted(distinct, key=float))
+            return Column(name=name, kind="category", values=ordered, missing=lacks, dtype=whole_dtype)
+        low, high = _round_out(float(numbers.min()), float(numbers.max()))
+        if whole:
+            return Column(name=name, kind="integer", low=math.floor(low), high=math.ceil(high), missing=lacks)
+        digits = min(6, int(known.str.partition(".")[2].str.len().max()))
+        return Column(name=name, kind="number", low=low, high=high, decimals=digits, missing=lacks)
+    if pd.api.types.is_datetime64_any_dtype(dtype) or (len(known) and known.str.match(r"^\d{4}-\d\d-\d\d$").all()):
+        return Column(name=name, kind="date", low=min(distinct)[:10], high=max(distinct)[:10], missing=lacks)
+    if not 1 <= len(distinct) <= most:
+        raise DataError(
+            f"column '{name}' has {len(distinct)} different texts; free text and keys have no place in a schema: leave "
+            f"the column out of the file, group its values, or raise --most above {most}"
+        )
+    return Column(name=name, kind="category", values=tuple(distinct), missing=lacks)
+
+
+def _round_out(low: float, high: float) -> tuple[float, float]:
+    """Bounds of two digits around the values: exact extremes are somebody's."""
+    unit = 10.0 ** (math.floor(math.log10(max(high - low, 1e-9))) - 1)
+    return math.floor(low / unit) * unit, math.ceil(high / unit) * unit

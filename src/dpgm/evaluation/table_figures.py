@@ -1,0 +1,159 @@
+"""Figures of a table for the report: marginals overlaid, and the strength of dependence side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
+
+from dpgm.schema import Column, TableSchema
+from dpgm.schema.table import Table
+
+MOST = 12
+"""Bars of a column, at most; rarer categories are joined."""
+
+
+def describe(synthetic: Table, real: Table | None, schema: TableSchema) -> dict[str, Any]:
+    """What the figures show, as plain JSON: shares of the values of each column, and Cramér's V of each pair.
+
+    Bars of numbers are tenths of the *synthetic* values, so that no bar's edge tells of real records.
+
+    Args:
+        synthetic: records [n, columns].
+        real: held-out real records [m, columns], whose plain statistics are shown beside; None shows none.
+        schema: public facts.
+
+    Returns:
+        `columns` [{`name`, `bars` [names], `synthetic` [shares], `real` [shares]}], `dependence` {`names`, `synthetic`
+        [[V]], `real` [[V]]}.
+    """
+    tables = {"synthetic": synthetic} | ({} if real is None else {"real": real})
+    columns: list[dict[str, Any]] = []
+    codes: dict[str, list[NDArray[np.int64]]] = {k: [] for k in tables}
+    for j, column in enumerate(schema.columns):
+        names, code = _bars(synthetic[:, j], column)
+        found: dict[str, Any] = {"name": column.name, "bars": names}
+        for k, t in tables.items():
+            codes[k].append(code(t[:, j]))
+            counts = np.bincount(codes[k][-1], minlength=len(names))
+            found[k] = [round(float(c), 5) for c in counts / max(len(t), 1)]
+        columns.append(found)
+    dependence: dict[str, Any] = {"names": list(schema.names)}
+    for k, values in codes.items():
+        sizes = [len(c["bars"]) for c in columns]
+        dependence[k] = [
+            [round(_cramer(a, b, m, n), 3) for b, n in zip(values, sizes, strict=True)]
+            for a, m in zip(values, sizes, strict=True)
+        ]
+    return {"columns": columns, "dependence": dependence}
+
+
+def _bars(x: NDArray[np.float64], column: Column) -> tuple[list[str], Any]:
+    """Names of the bars, and the map from values to their numbers."""
+    if column.kind in ("category", "boolean"):
+        values = column.values or ("false", "true")
+        counts = np.bincount(x[~np.isnan(x)].astype(int), minlength=len(values))
+        kept = np.sort(np.argsort(-counts, kind="stable")[: MOST if len(values) <= MOST else MOST - 1])
+        names = [values[i] for i in kept] + (["others"] if len(kept) < len(values) else [])
+        place = np.full(len(values), len(kept))
+        place[kept] = np.arange(len(kept))
+
+        def code(v: NDArray[np.float64]) -> NDArray[np.int64]:
+            return place[np.nan_to_num(v).astype(int)]
+    else:
+        known = x[~np.isnan(x)]
+        edges = np.unique(np.quantile(known, np.linspace(0, 1, 11))) if len(known) else np.array(column.bounds)
+        edges = edges if len(edges) > 1 else np.array([edges[0], edges[0] + 1])
+        inner = edges[1:-1]
+        names = [_number(e, column) for e in edges[:-1]]
+
+        def code(v: NDArray[np.float64]) -> NDArray[np.int64]:
+            return np.searchsorted(inner, np.nan_to_num(v), side="right")
+
+    if not column.missing:
+        return names, lambda v: code(v).astype(np.int64)
+    gone = len(names)
+    return [*names, "missing"], lambda v: np.where(np.isnan(v), gone, code(v)).astype(np.int64)
+
+
+def _number(value: float, column: Column) -> str:
+    if column.kind == "date":
+        return str(np.datetime64(int(value), "D"))
+    return f"{value:,.0f}" if column.whole or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _cramer(a: NDArray[np.int64], b: NDArray[np.int64], m: int, n: int) -> float:
+    """Cramér's V = sqrt(chi^2 / (N (min(m, n) - 1))) of two codes with m and n values."""
+    table = np.bincount(a * n + b, minlength=m * n).reshape(m, n).astype(float)
+    total = table.sum()
+    expected = np.outer(table.sum(1), table.sum(0)) / max(total, 1.0)
+    chi = ((table - expected) ** 2 / np.where(expected > 0, expected, 1.0)).sum()
+    least = min((table.sum(1) > 0).sum(), (table.sum(0) > 0).sum()) - 1
+    return float(math.sqrt(min(1.0, chi / (total * least)))) if total and least > 0 else 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# HTML
+
+
+def figures(described: Any) -> Markup:
+    """The report's section, from what `describe` gave; empty for anything else."""
+    if not isinstance(described, Mapping) or not described.get("columns"):
+        return Markup("")
+    columns, dependence = described["columns"], described["dependence"]
+    key = '<span style="color:var(--curve)">&#9632;</span> synthetic'
+    if "real" in columns[0]:
+        key += ' &nbsp; <span style="color:var(--soft)">&#9632;</span> real, held out (not private)'
+    charts = "".join(_chart(c) for c in columns)
+    maps = "".join(_map(dependence["names"], dependence[k], k) for k in ("synthetic", "real") if k in dependence)
+    return Markup(
+        "<section><h2>Column by column</h2>"
+        f'<p class="soft small">{key}. Shares of the records; numbers in tenths of the synthetic values.</p>'
+        '<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:1rem 1.4rem">'
+        f"{charts}</div></section>"
+        "<section><h2>How columns hang together</h2>"
+        '<p class="soft small">Cramér&rsquo;s V of each pair of columns: 0 independent, 1 (full colour) determined.</p>'
+        f'<div style="display:flex;flex-wrap:wrap;gap:1.4rem">{maps}</div></section>'
+    )
+
+
+def _chart(column: Mapping[str, Any]) -> str:
+    names: Sequence[str] = column["bars"]
+    top = max([*column["synthetic"], *column.get("real", [0.0]), 1e-9])
+    width, height = 100 / max(len(names), 1), 60.0
+    parts: list[str] = []
+    for k, colour, at, share in (("real", "var(--soft)", 0.1, 0.8), ("synthetic", "var(--curve)", 0.28, 0.44)):
+        for i, value in enumerate(column.get(k, ())):
+            tall = height * value / top
+            parts.append(
+                f'<rect x="{width * (i + at):.2f}" y="{height - tall:.2f}" width="{width * share:.2f}" '
+                f'height="{tall:.2f}" fill="{colour}"{" opacity=.45" if k == "real" else ""}>'
+                f"<title>{escape(names[i])}: {k} {100 * value:.1f} %</title></rect>"
+            )
+    svg = "".join(parts).replace("opacity=.45", 'opacity=".45"')
+    ends = f"<span>{escape(names[0])}</span><span>{escape(names[-1])}</span>"
+    return (
+        f'<figure style="margin:0"><h3 style="margin:0 0 .2rem">{escape(column["name"])}</h3>'
+        f'<svg viewBox="0 0 100 {height:.0f}" preserveAspectRatio="none" role="img" style="width:100%;height:4.2rem" '
+        f'aria-label="shares of the values of {escape(column["name"])}">{svg}</svg>'
+        f'<div class="soft small" style="display:flex;justify-content:space-between;gap:.5rem">{ends}</div></figure>'
+    )
+
+
+def _map(names: Sequence[str], values: Sequence[Sequence[float]], title: str) -> str:
+    q = len(names)
+    cells = "".join(
+        f'<rect x="{j}" y="{i}" width="1" height="1" fill="var(--curve)" opacity="{v:.3f}">'
+        f"<title>{escape(names[i])}, {escape(names[j])}: {v:.2f}</title></rect>"
+        for i, row in enumerate(values)
+        for j, v in enumerate(row)
+    )
+    return (
+        f'<figure style="flex:1 1 16rem;margin:0"><h3 style="margin:0 0 .3rem">{title}</h3>'
+        f'<svg viewBox="0 0 {q} {q}" role="img" aria-label="dependence of {title} columns" '
+        f'style="width:100%;border:1px solid var(--line)">{cells}</svg></figure>'
+    )

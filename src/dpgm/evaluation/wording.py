@@ -1,0 +1,152 @@
+"""The report's sentences: what an epsilon means, what an access was, and which sharp edges apply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpgm.privacy.guarantee import Evidence, ceil_digits
+
+VERDICTS: Mapping[Evidence, tuple[str, str]] = {
+    Evidence.PROVED: ("✓", "A proof is written down and covers every access to the private records."),
+    Evidence.CLAIMED: ("≈", "A paper claims this guarantee; its proof was not checked here."),
+    Evidence.UNSUPPORTED: ("!", "No argument covers this run. Do not rely on the epsilon below."),
+    Evidence.REFUTED: ("✕", "An attack beats the claimed epsilon. There is no privacy guarantee."),
+}
+"""For each evidence: a sign that is told apart without colour, and a sentence."""
+
+_EVENTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "GaussianEvent": ("Gaussian noise", {"noise_multiplier": "noise multiplier"}),
+    "PoissonGaussianEvent": (
+        "Gaussian noise on a Poisson sample",
+        {"rate": "sampling rate", "noise_multiplier": "noise multiplier"},
+    ),
+    "DiscreteGaussianEvent": ("discrete Gaussian noise", {"sigma": "sigma", "sensitivity": "sensitivity"}),
+    "SlicedGaussianEvent": (
+        "Gaussian noise behind published random directions",
+        {"noise_multiplier": "noise multiplier", "slices": "directions"},
+    ),
+    "ZeroConcentratedEvent": ("zero-concentrated DP", {"rho": "rho"}),
+    "PureEvent": ("pure DP", {"epsilon": "epsilon"}),
+    "ClaimEvent": ("a bare claim", {"epsilon": "epsilon", "delta": "delta"}),
+}
+
+
+def event(cost: Mapping[str, Any]) -> str:
+    """An access in words, from a ledger's cost: "Gaussian noise (noise multiplier 3.731)"."""
+    words, fields = _EVENTS.get(str(cost.get("event")), (str(cost.get("event", "")), {}))
+    numbers = [f"{label} {number(cost[key])}" for key, label in fields.items() if key in cost]
+    return f"{words} ({', '.join(numbers)})" if numbers else words
+
+
+def number(value: Any) -> str:
+    """A number for reading: four significant digits, whole numbers in full with thousands separated."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def exponent(value: float) -> str:
+    """A small number: 1e-5."""
+    return f"{value:g}".replace("e-0", "e-")
+
+
+def meaning(epsilon: float, delta: float, relation: str, unit: str) -> list[str]:
+    """What (epsilon, delta) promises, for somebody who decides about the data and is no mathematician.
+
+    The guessing game is exact: against a fair coin's prior, an attacker who tells two neighbours apart is right with
+    probability at most (e^epsilon + delta)/(1 + e^epsilon).
+    """
+    if not math.isfinite(epsilon):
+        return ["Epsilon is infinite: nothing is promised about any record."]
+    other = "had been replaced by any other" if relation.startswith("replace") else "had not been in the data"
+    odds = math.exp(min(epsilon, 700.0))
+    right = min(1.0, (odds + delta) / (1 + odds))
+    lines = [
+        f"Take any one {unit}. Whatever anybody concludes from the published results, they would have concluded almost "
+        f"as readily if this {unit} {other}. Epsilon says how large “almost” is: the odds of any conclusion "
+        f"move by a factor of at most {_ceil(odds)}.",
+        f"As a game: somebody who knows everything except whether the {unit} "
+        f"{'is this one or another' if relation.startswith('replace') else 'was in'}, and who would otherwise toss a "
+        f"coin, guesses right at most {_percent_up(right)} of the time.",
+    ]
+    if right > 0.95:
+        lines.append("By itself this bound hardly restrains such an attacker; smaller epsilons protect more.")
+    if delta > 0:
+        lines.append(
+            f"Delta, {exponent(delta)}, is the slack: the share of probability that may lie outside this bound. "
+            "It should be far below one divided by the number of records."
+        )
+    else:
+        lines.append("Delta is 0: the bound holds without exception (pure differential privacy).")
+    lines.append(
+        "The promise holds whatever the attacker knows and however the published results are used. It is about single "
+        f"{unit}s: what is true of the group as a whole, the results are meant to show."
+    )
+    return lines
+
+
+def edges(
+    guarantee: Mapping[str, Any], run: Mapping[str, Any], metrics: Mapping[str, Any], exposures: Sequence[str]
+) -> list[str]:
+    """What this run does not promise, in the order of weight."""
+    unit, delta = str(guarantee.get("unit", "record")), guarantee.get("delta")
+    size = (run.get("schema") or {}).get("size")
+    accuracy = metrics.get("accuracy") or {}
+    found: list[str] = []
+    if exposures:
+        found.append(
+            "Private records were also looked at without protection (listed above). Epsilon covers no such look; "
+            "publish what came of them only if you would publish it of the plain records."
+        )
+    if isinstance(delta, int | float) and isinstance(size, int) and delta * size >= 1:
+        found.append(f"Delta {exponent(delta)} is not below 1/{size:,}: it would allow publishing a record at random.")
+    if guarantee:
+        found.append(
+            f"One {unit} is protected. A person with several {unit}s is protected less: with k of them, epsilon is "
+            "k times as large, and delta grows even faster."
+        )
+    if str(guarantee.get("relation", "")).startswith("replace"):
+        found.append("The number of records counts as public: only what a record holds is protected, not its presence.")
+    if guarantee.get("epsilon") is not None:
+        found.append(
+            "Each further run on the same records that does not share this ledger adds its epsilon to this one, "
+            "runs that were thrown away included."
+        )
+    if accuracy or metrics.get("utility"):
+        found.append(
+            "The scores are plain statistics of held-out real records; these are not covered by epsilon, and choosing "
+            "settings by the scores would use them up."
+        )
+    if accuracy and not isinstance(accuracy.get("cnn"), Mapping):
+        found.append("One seed was run: the scores carry no interval.")
+    score = mean_of(accuracy.get("cnn"))
+    for name in ("labeller", "dp_cnn"):
+        rival = mean_of(accuracy.get(name))
+        if score is not None and rival is not None and rival > score:
+            found.append(
+                f"A private classifier trained directly on the real records ({name.replace('_', ' ')}) does better "
+                "than one trained on these samples; for classification alone, publish that classifier."
+            )
+    return found
+
+
+def mean_of(value: Any) -> float | None:
+    """The number itself, or the mean of a value over several seeds; None for anything else."""
+    if isinstance(value, Mapping):
+        value = value.get("mean")
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _ceil(value: float) -> str:
+    """A factor, rounded up."""
+    if value >= 1e6:
+        return f"10^{math.ceil(math.log10(value))}"
+    return f"{math.ceil(value):,}" if value >= 1e3 else ceil_digits(value, 3)
+
+
+def _percent_up(share: float) -> str:
+    """A bound in percent, rounded up, so that it is never stated too small."""
+    digits = 1 if share < 0.999 else 2 if share < 0.9999 else 0
+    return f"{math.ceil(share * 100 * 10**digits - 1e-9) / 10**digits:.{digits}f} %"

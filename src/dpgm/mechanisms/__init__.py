@@ -1,0 +1,1 @@
+"""The only code that computes on private rows: queries with their sensitivity, and noise."""

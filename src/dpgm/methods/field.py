@@ -1,0 +1,289 @@
+"""The score field of PGE's one-shot form: its laws from the releases, and a model that samples it by exact HMC."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dpgm.mechanisms.moments import unpack
+from dpgm.methods.base import Batch, Model, Release, Tensors
+from dpgm.methods.laws import Array, Moments, class_laws, public_cells, shrink_covariance, shrink_means
+from dpgm.nets.coordinates import Coordinates
+from dpgm.privacy.mechanism import Json
+from dpgm.samplers import Kernel, hmc, run, tune_step_size
+
+SECOND_WEIGHT, COUNT_WEIGHT = 3.0, 0.3
+_RADIUS = {"means": 10.0, "spreads": 7.0, "cells": 5.6, "axes": 5.6}
+_LOW = 12.0
+
+
+def radius(stage: str, numbers: int) -> float:
+    """Clipping norm of a stage for images of `numbers` values: set at 28 x 28, growing with the square root."""
+    return _RADIUS[stage] * math.sqrt(numbers / 784)
+
+
+def kept_coordinates(coordinates: Coordinates, *, pure: bool) -> NDArray[np.bool_]:
+    """Coordinates that are asked about [dim]: all, or the lowest where pure noise would drown the others."""
+    return coordinates.frequency <= (_LOW if pure else np.inf)
+
+
+def public_scale(frequency: Array) -> Array:
+    """Coordinates are divided by this before clipping: the fourth root of the usual variance of a frequency."""
+    return (1 + frequency / 2) ** -0.25
+
+
+def public_centre(coordinates: Coordinates, grey: float) -> Array:
+    """Coordinates [dim] of an even grey picture (of distance 0 to any outline, for distance fields)."""
+    centre = np.zeros(coordinates.dim)
+    centre[0] = (
+        0.0 if coordinates.outline else grey * math.sqrt(coordinates.height * coordinates.width * coordinates.channels)
+    )
+    return centre
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appearance:
+    """Public facts about a kind of picture.
+
+    Attributes:
+        grey: usual mean brightness, 0 to 1; means are looked for around it.
+        upright: records are set upright by their own slant, samples get a slant back.
+        temperature: covariances are multiplied by it in sampling.
+        wobble: strength of the random distortion of finished pictures.
+        contrast: slope about the middle grey.
+    """
+
+    grey: float
+    upright: bool
+    temperature: float
+    wobble: float
+    contrast: float
+
+
+class Fit:
+    """What the noisy answers say about the laws of the classes; free.
+
+    Args:
+        coordinates: of images.
+        centre: public centre [dim] that was subtracted from them.
+        n_classes: k.
+        answers: "means", "spreads" and, with several components, "cells" and "centres"; as far as they are there.
+        details: of the plan: noise, components, number of kept coordinates, radii.
+    """
+
+    def __init__(
+        self,
+        coordinates: Coordinates,
+        centre: Array,
+        n_classes: int,
+        answers: Mapping[str, NDArray[np.generic]],
+        details: Mapping[str, Json],
+    ) -> None:
+        self._answers, self._details, self._classes, self._centre = answers, details, n_classes, centre
+        self._pure = bool(details["pure"])
+        self._kept = kept_coordinates(coordinates, pure=self._pure)
+        self._full = coordinates.frequency
+        self._frequency = coordinates.frequency[self._kept]
+        self._scale = public_scale(self._frequency)
+        self._prior = (1 + self._frequency / 2) ** -2 / self._scale**2
+
+    def first_means(self) -> Array:
+        """Class means [k, d] from the first answer, in scaled coordinates."""
+        m = self._moments("means")
+        return shrink_means(m.means, m.mean_std, self._frequency)[0]
+
+    def _classwise(self) -> tuple[Array, Array, Array]:
+        """Means, what is uncertain about them, and covariances of the classes."""
+        second = self._moments("spreads")
+        if self._pure:
+            return self._few_directions(second)
+        both = self.first_means() + second.means
+        means, uncertain = shrink_means(both, second.mean_std, self._frequency)
+        return means, uncertain, class_laws(second, self._prior, groups=self._classes, uncertain=uncertain)
+
+    def axes(self, n: int) -> Array:
+        """The `n` widest directions [d, n] of the pooled spread."""
+        pooled = class_laws(self._moments("spreads"), self._prior, groups=1, uncertain=np.zeros((1, len(self._prior))))
+        return np.linalg.eigh(pooled[0])[1][:, ::-1][:, :n]
+
+    def _few_directions(self, pooled: Moments) -> tuple[Array, Array, Array]:
+        """One pooled covariance, replaced for each class inside the released directions."""
+        m = self._moments("means")
+        means, uncertain = shrink_means(m.means, m.mean_std, self._frequency)
+        base = class_laws(pooled, self._prior, groups=1, uncertain=np.zeros((1, len(self._prior))))[0]
+        out = base + uncertain[:, :, None] * np.eye(len(base))
+        if "axes" in self._answers:
+            basis = np.asarray(self._answers["basis"], np.float64)
+            own, inside = self._moments("axes"), basis.T @ base @ basis
+            assert own.seconds is not None
+            for k in np.flatnonzero(own.certain):
+                law = shrink_covariance(own.seconds[k], float(own.second_std[k]), float(own.counts[k]), inside)
+                out[k] += basis @ (law - inside) @ basis.T
+        return means, uncertain, out
+
+    def public_centres(self, rng: np.random.Generator) -> Array:
+        """Centres [k, per, d] of public cells about the first class means."""
+        per = int(self._details["components"])
+        return np.stack([public_cells(c, per, rng=rng) for c in self._classwise()[2]])
+
+    def laws(self) -> tuple[Array, Array, Array]:
+        """Weights [k, per], means [k, per, dim] and covariances [k, per, dim, dim] in all coordinates."""
+        means, _, covariances = self._classwise()
+        weights = np.ones((self._classes, 1))
+        means, covariances = means[:, None], covariances[:, None]
+        if "cells" in self._answers:
+            cells, centres = self._moments("cells"), np.asarray(self._answers["centres"], np.float64)
+            per = centres.shape[1]
+            spread = np.maximum(0, (cells.means**2).mean(1) - cells.mean_std**2)
+            share = (spread / (spread + cells.mean_std**2))[:, None]
+            inner = cells.means * share
+            assert cells.seconds is not None
+            moments = Moments(
+                counts=cells.counts,
+                means=inner,
+                seconds=cells.seconds - inner[:, :, None] * inner[:, None, :],
+                mean_std=cells.mean_std,
+                second_std=cells.second_std,
+                certain=cells.certain,
+            )
+            uncertain = np.broadcast_to(share * (cells.mean_std**2)[:, None], inner.shape)
+            covariances = class_laws(moments, self._prior, groups=self._classes, uncertain=uncertain)
+            d = inner.shape[1]
+            covariances = covariances.reshape(self._classes, per, d, d)
+            means = self.first_means()[:, None] + centres + inner.reshape(self._classes, per, d)
+            weights = (cells.counts * cells.certain).reshape(self._classes, per)
+            weights[weights.sum(1) == 0] = 1.0
+        return weights / weights.sum(1, keepdims=True), *self._embedded(means, covariances)
+
+    def _moments(self, stage: str) -> Moments:
+        """One noisy answer, divided by its own noisy counts."""
+        answer = np.asarray(self._answers[stage], np.float64)
+        std, reach = float(self._details["noise_std"][stage]), float(self._details["radius"][stage])
+        d = np.asarray(self._answers["basis"]).shape[1] if stage == "axes" else len(self._frequency)
+        least = max(1.0, 2 * std / COUNT_WEIGHT)
+        counts = np.maximum(answer[:, -1] / COUNT_WEIGHT, least)
+        seconds = None
+        if answer.shape[1] > d + 1:
+            seconds = unpack(answer[:, d:-1], d) * (reach**2 / SECOND_WEIGHT) / counts[:, None, None]
+        return Moments(
+            counts=counts,
+            means=answer[:, :d] * reach / counts[:, None],
+            seconds=seconds,
+            mean_std=std * reach / counts,
+            second_std=std * reach**2 / SECOND_WEIGHT / counts,
+            certain=counts > least,
+        )
+
+    def _embedded(self, means: Array, covariances: Array) -> tuple[Array, Array]:
+        """Laws in unscaled coordinates; those that nobody asked about get mean 0 and half the usual variance."""
+        usual = (1 + self._full / 2) ** -2.0
+        known = (np.diagonal(covariances, axis1=2, axis2=3) * self._scale**2).mean((0, 1)).sum()
+        fill = 0.5 * usual * known / usual[self._kept].sum()
+        dim, at = len(self._full), np.flatnonzero(self._kept)
+        wide_means = np.zeros((*means.shape[:2], dim)) + self._centre
+        wide_means[:, :, at] += means * self._scale
+        wide = np.zeros((*means.shape[:2], dim, dim))
+        wide[:, :, np.arange(dim), np.arange(dim)] = fill
+        wide[:, :, at[:, None], at] = covariances * np.outer(self._scale, self._scale)
+        return wide_means, wide
+
+
+class FieldModel(Model):
+    """A class-conditional score field with its energy; samples by exact HMC.
+
+    Args:
+        release: what it was made from.
+        tensors: "weights" [k, per], "means" [k, per, dim], "factors" [k, per, dim, dim] (Cholesky) and "step_size" [1].
+        coordinates: of images.
+        look: kind of picture.
+        rounds: rounds of dynamics, and leapfrog steps in each.
+    """
+
+    def __init__(
+        self, release: Release, tensors: Tensors, coordinates: Coordinates, look: Appearance, rounds: tuple[int, int]
+    ) -> None:
+        super().__init__(release)
+        self._tensors, self._coordinates, self._look = tensors, coordinates, look
+        self._rounds, self._n_leapfrog = rounds
+
+    def tensors(self) -> Tensors:
+        """Weights, means and factors of the laws, and the step size."""
+        return dict(self._tensors)
+
+    def tuned(self, seed: int, *, n: int = 200) -> float:
+        """The step size at which `n` chains of the first class accept four moves in five."""
+        frame = self._frame(0)
+        rng = torch.Generator().manual_seed(seed)
+        start = frame.start(n, rng)
+        return tune_step_size(lambda h: self._kernel(frame, h), start, rng=rng, step_size=0.3, n_steps=40)[0]
+
+    def _kernel(self, frame: Frame, step_size: float) -> Kernel:
+        return hmc(frame.energy, score=frame.score, step_size=step_size, n_leapfrog=self._n_leapfrog, jitter=0.2)
+
+    def _frame(self, label: int) -> Frame:
+        parts = (torch.from_numpy(self._tensors[name][label]).double() for name in ("weights", "means", "factors"))
+        return Frame(*parts, temperature=self._look.temperature, dtype=torch.float32)
+
+    def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+        coins = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        z = np.zeros((len(labels), self._coordinates.dim))
+        for label in np.unique(labels):
+            mine = labels == label
+            frame = self._frame(int(label))
+            kernel = self._kernel(frame, float(self._tensors["step_size"][0]))
+            out = run(kernel, frame.start(int(mine.sum()), coins), n_steps=self._rounds, rng=coins)
+            z[mine] = frame.back(out.x).double().numpy()
+        images = self._coordinates.decode(z, wobble=self._look.wobble, contrast=self._look.contrast, rng=rng)
+        return Batch(images=images, labels=labels)
+
+
+class Frame:
+    """One class in coordinates x where its average law is about N(0, I): z = middle + factor x.
+
+    U(x) = -log sum_k w_k N(z; m_k, temperature S_k): each component is heated by itself, since heating the whole would
+    leave almost all weight to the component of largest volume.
+    """
+
+    def __init__(
+        self, weights: Tensor, means: Tensor, factors: Tensor, *, temperature: float, dtype: torch.dtype = torch.float64
+    ) -> None:
+        self._weights, factors = weights, factors * math.sqrt(temperature)
+        middle = weights @ means
+        away = means - middle
+        covariance = torch.einsum("k,kij,klj->il", weights, factors, factors)
+        covariance = covariance + torch.einsum("k,ki,kj->ij", weights, away, away)
+        factor = torch.linalg.cholesky(covariance)
+        inverse = torch.linalg.solve_triangular(factors, factor.expand_as(factors), upper=False)
+        bias = weights.log() - factors.diagonal(dim1=1, dim2=2).log().sum(1)
+        self.middle, self.factor = middle.to(dtype), factor.to(dtype)
+        self._centres = torch.linalg.solve_triangular(factor, away.T, upper=False).T.to(dtype)
+        self._roots, self._bias = inverse.transpose(1, 2).to(dtype), bias.to(dtype)
+
+    def start(self, n: int, rng: torch.Generator) -> Tensor:
+        """Points [n, dim]: centres of components drawn by weight."""
+        return self._centres[torch.multinomial(self._weights, n, replacement=True, generator=rng)]
+
+    def back(self, x: Tensor) -> Tensor:
+        """Coordinates z of points x [n, dim]."""
+        return self.middle + x @ self.factor.T
+
+    def _logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of w_k N(z; m_k, S_k) up to a constant [k, n], and residuals in units of each law [k, n, dim]."""
+        residual = (x - self._centres[:, None]) @ self._roots
+        return self._bias[:, None] - residual.square().sum(2) / 2, residual
+
+    def energy(self, x: Tensor) -> Tensor:
+        """U [n] of points [n, dim]."""
+        return -self._logits(x)[0].logsumexp(0)
+
+    def score(self, x: Tensor) -> Tensor:
+        """-grad U [n, dim] of points [n, dim]."""
+        logits, residual = self._logits(x)
+        pull = residual @ self._roots.transpose(1, 2)
+        return -(logits.softmax(0)[:, :, None] * pull).sum(0)

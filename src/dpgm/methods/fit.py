@@ -1,0 +1,133 @@
+"""`dpgm.fit`: from arrays to a model in one call, with curator and ledger built on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpgm.methods.base import Method, Model, OnNote, check_takes, privatise
+from dpgm.privacy.curator import Curator
+from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
+from dpgm.privacy.ledger import Ledger
+from dpgm.schema import AnySchema, ImageSchema, Rows, SchemaError, TableSchema, default_delta
+
+
+def fit(
+    method: Method,
+    x: Any,
+    y: Any = None,
+    *,
+    epsilon: float,
+    delta: float | None = None,
+    relation: Relation = Relation.ADD_REMOVE,
+    schema: AnySchema | None = None,
+    classes: int | Sequence[str] | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    ledger: str | Path | None = None,
+    allow: Literal["unsupported", "refuted"] | None = None,
+    on_note: OnNote | None = None,
+) -> Model:
+    """Fit a generative model to private images or a private table under (epsilon, delta)-differential privacy.
+
+    Args:
+        method: what to fit, e.g. `DPMEPF()`.
+        x: private images [n, h, w] or [n, h, w, c] (or tensors [n, c, h, w]); uint8, or floats in [0, 1]. Or a pandas
+            frame, with a `TableSchema`.
+        y: private labels [n], whole numbers from 0; left out for a frame, which has its label among its columns.
+        epsilon: privacy loss allowed, above 0.
+        delta: slack allowed; by default 1/size rounded down to a power of ten. 0 asks for pure privacy.
+        relation: which data sets are neighbours.
+        schema: public facts; without it the image shape is taken from the array, as a public fact. A frame needs one.
+        classes: number or names of the classes, public; needed where no schema is given.
+        size: declared number of records, a public round figure; needed where no delta is given.
+        seed: of the public randomness; privacy noise is never seeded.
+        ledger: file for the ledger; None keeps it in memory. Use one file for everything asked of the same records.
+        allow: "unsupported" or "refuted", to run methods of weak evidence for study.
+        on_note: receives progress.
+
+    Returns:
+        A model; `model.guarantee.headline()` says what is promised, `model.sample(n)` draws records.
+
+    Raises:
+        SchemaError: data or options that do not fit; the message says what is allowed.
+        PrivacyError: a plan that is refused.
+    """
+    rows: Rows | None = None
+    if hasattr(x, "columns") or isinstance(schema, TableSchema):
+        rows = _table(x, y, schema)
+    images = _images(x) if rows is None else np.zeros((0, 1, 1, 1), np.uint8)
+    if schema is None:
+        if classes is None:
+            raise SchemaError(
+                "the classes are not declared; pass classes=10 (or their names), or a schema: taking them from private "
+                "labels would publish which classes occur"
+            )
+        names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+        height, width, channels = images.shape[1:]
+        schema = ImageSchema(height=height, width=width, channels=channels, classes=names, size=size)
+    if delta is None:
+        if schema.size is None:
+            raise PrivacyError(
+                "neither delta nor size is given; pass delta=1e-5, or size= the declared number of records (public): "
+                "the default delta is 1/size rounded down to a power of ten"
+            )
+        delta = default_delta(schema.size)
+    if rows is None:
+        rows = _labelled(images, y)
+    check_takes(method, schema)
+    facts: Any = schema
+    budget = Budget(epsilon=epsilon, delta=delta)
+    with Ledger(None if ledger is None else Path(ledger), relation=relation, cap=budget) as book:
+        curator = Curator(lambda: rows, schema=facts, ledger=book)
+        plan = method.plan(facts, relation=relation, budget=budget)
+        release = privatise(method, curator, plan, seed=seed, on_note=on_note, allow=allow)
+    return method.train(release, seed=seed, on_note=on_note)
+
+
+def _table(frame: Any, y: Any, schema: AnySchema | None) -> Rows:
+    """A private frame as rows of numbers."""
+    from dpgm.data.tables import to_numbers
+
+    if not isinstance(schema, TableSchema):
+        raise SchemaError(
+            "the public facts of the table are not declared; pass schema=TableSchema(...) with its columns, kinds and "
+            "bounds: taking them from private records would publish those"
+        )
+    if y is not None or not hasattr(frame, "columns"):
+        raise SchemaError("pass a pandas frame and no y: the label is a column of the frame, named by schema.label")
+    return Rows(table=to_numbers(frame, schema))
+
+
+def _labelled(images: NDArray[np.uint8], y: Any) -> Rows:
+    """Private images with labels as rows."""
+    labels = np.asarray(y)
+    if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
+        raise SchemaError(f"labels are {labels.dtype} of shape {labels.shape}; allowed are whole numbers, one a record")
+    if len(labels) != len(images):
+        raise SchemaError("images and labels differ in number; give one label for each image")
+    return Rows(image=images, label=labels.astype(np.int64))
+
+
+def _images(x: Any) -> NDArray[np.uint8]:
+    """Private images as uint8 [n, h, w, c]; messages name shapes and types only."""
+    array = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    if hasattr(x, "detach") and array.ndim == 4 and array.shape[1] in (1, 3):
+        array = array.transpose(0, 2, 3, 1)  # torch's order of axes
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[3] not in (1, 3):
+        raise SchemaError(
+            f"images have shape [n, {', '.join(map(str, array.shape[1:]))}]; allowed is [n, h, w] or [n, h, w, 1 or 3]"
+        )
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise SchemaError(f"images are {array.dtype}; allowed is uint8 (0 to 255) or floats in [0, 1]")
+    if not (np.isfinite(array).all() and (array >= 0).all() and (array <= 1).all()):
+        raise SchemaError("float images must be finite and lie in [0, 1]; divide by a public constant first, e.g. 255")
+    return np.round(array * 255).astype(np.uint8)

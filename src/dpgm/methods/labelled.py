@@ -1,0 +1,208 @@
+"""A generator whose images are labelled by a differentially private labeller."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpgm.mechanisms.gradient import PoissonGradient
+from dpgm.methods.base import Ask, Batch, Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
+from dpgm.methods.embedding import DPMERF
+from dpgm.methods.labeller import SOURCES, Labeller, TrainedLabeller
+from dpgm.privacy import accountant
+from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
+from dpgm.privacy.mechanism import Cost, Json
+from dpgm.schema import Schema
+
+_ROUNDS = 20
+"""Draws of one image until the labeller agrees with the wanted class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Method):
+    """Any generator, with a share of the budget spent on a labeller that corrects its labels.
+
+    **Guarantee**: the composition of the generator's mechanisms and the labeller's gradients.
+    **Source**: ours; the labeller after Tramèr and Boneh 2021.
+    **Differs from the paper**: there is none for the combination.
+
+    Attributes:
+        generator: makes the images.
+        share: part of mu^2 (the squared Gaussian-DP parameter of the whole budget) that the labeller gets, in (0, 1).
+        mode: "filter" draws again until the labeller agrees with the wanted class; "relabel" keeps every image and
+            writes down the labeller's class instead of the wanted one.
+        steps: gradients of the labeller.
+        rate: probability of a record in each of them.
+    """
+
+    name: ClassVar[str] = "labelled"
+    sources: ClassVar[tuple[Source, ...]] = SOURCES
+
+    generator: Method = field(default_factory=DPMERF)
+    share: float = 0.3
+    mode: Literal["filter", "relabel"] = "filter"
+    steps: int = 300
+    rate: float = 0.05
+
+    def labeller(self) -> Labeller:
+        """The labeller's configuration."""
+        return Labeller(steps=self.steps, rate=self.rate)
+
+    def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
+        """The labeller's plan at its share, and the generator's at the most that then fits the budget."""
+        if not 0 < self.share < 1:
+            raise PrivacyError(f"share is {self.share}; allowed is a part of the budget above 0 and below 1, e.g. 0.3")
+        mu = accountant.gaussian_mu(budget)
+        part = accountant.gaussian_epsilon(math.sqrt(self.share) * mu, budget.delta)
+        step, calls = self.labeller().plan(schema, relation=relation, budget=Budget(epsilon=part, delta=budget.delta))
+        rest = accountant.gaussian_epsilon(math.sqrt(1 - self.share) * mu, budget.delta)
+        labelling = (step.cost(relation), calls)
+        plan, rest = self._fit(schema, relation, budget, rest, labelling)
+        return dataclasses.replace(
+            plan,
+            budget=budget,
+            items=(*plan.items, (step, calls)),
+            details={
+                "generator": dict(plan.details),
+                "generator_epsilon": rest,
+                "labeller_epsilon": part,
+                "labeller_noise_multiplier": step.noise_multiplier,
+            },
+            seconds=plan.seconds + 60 + 1e-3 * (schema.size or 0),
+            memory_mb=max(plan.memory_mb, 1000 + 0.003 * (schema.size or 0)),
+        )
+
+    def _fit(
+        self, schema: Schema, relation: Relation, budget: Budget, epsilon: float, labelling: tuple[Cost, int]
+    ) -> tuple[Plan, float]:
+        """The generator's plan with the largest epsilon, about, that fits the budget beside the labeller's price.
+
+        Composed curves differ a little from Gaussian ones, so `epsilon` is only where the search begins.
+        """
+        best, low, high = None, 0.0, budget.epsilon
+        for _ in range(12):
+            plan = self.generator.plan(schema, relation=relation, budget=Budget(epsilon=epsilon, delta=budget.delta))
+            costs = [*((m.cost(relation), n) for m, n in plan.items), labelling]
+            total = accountant.epsilon_of(costs, delta=budget.delta, relation=relation)
+            if total <= budget.epsilon:
+                best, low = (plan, epsilon), epsilon
+                if total > 0.99 * budget.epsilon:
+                    break
+            else:
+                high = epsilon
+            guess = epsilon * 0.997 * budget.epsilon / total
+            epsilon = guess if low < guess < high else (low + high) / 2
+        if best is None:
+            raise PrivacyError(f"share {self.share} leaves the generator no budget; give the labeller less")
+        return best
+
+    def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
+        """First the generator's talk, then the labeller's."""
+        last = len(plan.items) - 1
+        details = cast("Mapping[str, Json]", plan.details["generator"])
+        state = resume.state or {}
+        if "labeller.done" in state or _part(state, "released."):
+            out = _part(state, "released.")
+        else:
+            inner = self.generator.talk(
+                dataclasses.replace(plan, items=plan.items[:last], details=details),
+                rng=rng,
+                resume=Resume(used=resume.used, state=_part(state, "generator.") or None),
+            )
+            out = yield from _prefixed(inner, "generator.", {})
+            yield Note(stage="generator", step=1, total=1, state=_with(out, "released."))
+        step = plan.items[last][0]
+        assert isinstance(step, PoissonGradient)
+        talk = self.labeller().talk(
+            step, plan.schema, used=resume.used.get(last, 0), state=_part(state, "labeller.") or None
+        )
+        trained = yield from _prefixed(talk, "labeller.", _with(out, "released."))
+        return {**_with(out, "generator."), **_with(trained, "labeller.")}
+
+    def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> LabelledModel:
+        """Train the generator; the labeller is finished."""
+        return self._model(release, self.generator.train(self._inner(release), seed=seed, on_note=on_note))
+
+    def restore(self, release: Release, tensors: Tensors) -> LabelledModel:
+        """The generator from its tensors, and the labeller from the release."""
+        return self._model(release, self.generator.restore(self._inner(release), tensors))
+
+    def _inner(self, release: Release) -> Release:
+        details = cast("Mapping[str, Json]", release.details["generator"])
+        tensors = _part(release.tensors, "generator.")
+        return dataclasses.replace(release, method=self.generator, tensors=tensors, details=details)
+
+    def _model(self, release: Release, inner: Model) -> LabelledModel:
+        trained = self.labeller().restore(release.schema, _part(release.tensors, "labeller."))
+        return LabelledModel(release, inner, trained, self.mode)
+
+
+class LabelledModel(Model):
+    """A generator and the labeller that corrects it.
+
+    Args:
+        release: what both were made from.
+        generator: draws the images.
+        labeller: reads them.
+        mode: see `Labelled`.
+    """
+
+    def __init__(self, release: Release, generator: Model, labeller: TrainedLabeller, mode: str) -> None:
+        super().__init__(release)
+        self.generator, self.labeller, self.mode = generator, labeller, mode
+
+    def tensors(self) -> Tensors:
+        """The generator's tensors; the labeller's stand in the release."""
+        return self.generator.tensors()
+
+    def classify(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The labeller's class probabilities."""
+        return self.labeller(images)
+
+    def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+        drawn = self._draw(labels, rng)
+        if self.mode == "relabel":
+            return Batch(images=drawn.images, labels=self.labeller(drawn.images).argmax(1).astype(np.int64))
+        images = drawn.images.copy()
+        best = np.full(len(labels), -1.0)
+        todo = np.arange(len(labels))
+        for _ in range(_ROUNDS):
+            odds = self.labeller(drawn.images)
+            wanted = odds[np.arange(len(todo)), labels[todo]]
+            better = wanted > best[todo]  # where the labeller never agrees, the likeliest draw stays
+            images[todo[better]], best[todo[better]] = drawn.images[better], wanted[better]
+            todo = todo[odds.argmax(1) != labels[todo]]
+            if len(todo) == 0:
+                break
+            drawn = self._draw(labels[todo], rng)
+        return Batch(images=images, labels=labels)
+
+    def _draw(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+        return self.generator.sample(len(labels), labels=labels, seed=int(rng.integers(2**63)))
+
+
+def _with(tensors: Tensors, prefix: str) -> Tensors:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def _part(tensors: Mapping[str, NDArray[np.generic]], prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _prefixed(talk: Talk, prefix: str, kept: Tensors) -> Talk:
+    """`talk`, with `prefix` before the names of its checkpoints and `kept` beside them."""
+    answer = None
+    while True:
+        try:
+            ask: Ask = talk.send(answer)
+        except StopIteration as end:
+            return cast("Tensors", end.value)
+        if isinstance(ask, Note) and ask.state is not None:
+            ask = dataclasses.replace(ask, state={**kept, **_with(ask.state, prefix)})
+        answer = yield ask

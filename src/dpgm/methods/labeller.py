@@ -1,0 +1,167 @@
+"""A differentially private labeller: a linear classifier on public features, trained on the real records.
+
+It reads images better than any generator under the same budget draws them, so a share of the budget that is spent on it
+comes back as better labels of synthetic images (see `labelled.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
+from dpgm.methods.base import Ask, Tensors
+from dpgm.methods.descent import Descent, descend
+from dpgm.methods.encoder import TorchEncoder, check_encoder
+from dpgm.nets.classifiers import to_unit
+from dpgm.nets.features import Scattering
+from dpgm.nets.whitened import Whitened
+from dpgm.privacy import accountant
+from dpgm.privacy.guarantee import Budget, Relation, Source
+from dpgm.schema import ImageSchema, Schema, SchemaError
+
+SOURCES = (
+    Source(
+        key="tramer2021differentially",
+        title="Differentially Private Learning Needs Better Features (or Much More Data)",
+        authors="Tramèr, Florian and Boneh, Dan",
+        year=2021,
+        where="ICLR 2021, arXiv 2011.11660",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeller:
+    """A linear softmax classifier on whitened scattering features, trained by DP-SGD with momentum.
+
+    **Guarantee**: `steps` Poisson-sampled Gaussian gradients (docs/proofs/poisson-gradient.md).
+    **Source**: Tramèr and Boneh 2021 (linear classifiers on scattering features).
+    **Differs from the paper**: the features are square roots of scattering coefficients, whitened by the covariance of
+    procedural pictures, so no private statistic normalises them; Poisson sampling is really done; weights are averaged;
+    the rate follows from the noise.
+
+    Attributes:
+        steps: number of gradients T.
+        rate: probability q of a record in each step.
+        clip_norm: bound C on a record's gradient.
+        wander: the learning rate is chosen so that noise alone moves a logit by this standard deviation.
+        top_lr: largest learning rate, in units of 1 / C.
+        dim: directions of the features that are kept.
+        pictures: procedural pictures that the features are whitened with.
+    """
+
+    steps: int = 300
+    rate: float = 0.05
+    clip_norm: float = 0.1
+    wander: float = 1.4
+    top_lr: float = 60.0
+    dim: int = 1500
+    pictures: int = 4000
+
+    MOMENTUM: ClassVar[float] = 0.9
+
+    def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> tuple[PoissonGradient, int]:
+        """The mechanism (without a task yet) and how often it is asked, calibrated to the budget."""
+        if schema.size is None:
+            raise SchemaError("the labeller needs the declared number of records; give the schema a size")
+
+        def step(noise_multiplier: float) -> PoissonGradient:
+            return PoissonGradient(
+                rate=self.rate, noise_multiplier=noise_multiplier, size=schema.size or 0, name="labeller-gradient"
+            )
+
+        noise = accountant.calibrate(
+            lambda s: [(step(s).cost(relation), self.steps)], budget, relation=relation, low=0.3
+        )
+        return step(noise), self.steps
+
+    def learning_rate(self, mechanism: PoissonGradient) -> float:
+        """The rate lr with lr sqrt(3 T / 8) s C / (q n (1 - momentum)) = wander, at most top_lr / C.
+
+        The left side is the standard deviation that the noise gives every weight over a cosine schedule; features have
+        norm 1, so it is that of a logit too.
+        """
+        noise_std = mechanism.noise_multiplier * self.clip_norm / (mechanism.rate * mechanism.size)
+        even = self.wander * (1 - self.MOMENTUM) / (noise_std * math.sqrt(3 * self.steps / 8))
+        return min(even, self.top_lr / self.clip_norm)
+
+    def talk(
+        self, mechanism: PoissonGradient, schema: Schema, *, used: int, state: Tensors | None
+    ) -> Generator[Ask, Any, Tensors]:
+        """Train on released gradients; returns {"weight" [k, dim]}."""
+        encoder = TorchEncoder(module=features(schema, self.dim, self.pictures))
+        check_encoder(encoder, schema)
+        net = _linear(encoder.dim, schema.n_classes)
+        task = ModuleGradient(module=net, loss=_cross_entropy, clip_norm=self.clip_norm, encoder=encoder)
+        descent = Descent(net, steps=self.steps, lr=self.learning_rate(mechanism), rule="momentum", beta=self.MOMENTUM)
+        asked = dataclasses.replace(mechanism, task=task)
+        yield from descend(descent, asked, calls=self.steps, used=used, state=state, stage="labeller")
+        descent.finish()
+        return {"weight": net.weight.detach().numpy().copy()}
+
+    def restore(self, schema: Schema, tensors: Tensors) -> TrainedLabeller:
+        """The labeller that `talk` trained."""
+        return TrainedLabeller(features(schema, self.dim, self.pictures), torch.from_numpy(tensors["weight"]))
+
+
+class TrainedLabeller:
+    """Class probabilities for images; made of releases, so asking it is free.
+
+    Args:
+        features: public features.
+        weight: [k, D].
+    """
+
+    def __init__(self, features: Whitened, weight: Tensor) -> None:
+        self.features, self.weight = features, weight
+
+    @torch.no_grad()
+    def __call__(self, images: NDArray[np.uint8], *, batch: int = 500) -> NDArray[np.float32]:
+        """Probabilities [n, k] of uint8 images [n, h, w, c]."""
+        parts = [
+            (self.features(to_unit(images[i : i + batch])) @ self.weight.T).softmax(1)
+            for i in range(0, len(images), batch)
+        ]
+        return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.weight)), np.float32)
+
+
+def features(schema: ImageSchema, dim: int, pictures: int) -> Whitened:
+    """The labeller's public features for images of this shape; made once in a process."""
+    return _features(schema.height, schema.width, schema.channels, dim, pictures)
+
+
+@lru_cache(maxsize=4)
+def _features(height: int, width: int, channels: int, dim: int, pictures: int) -> Whitened:
+    base = Scattering(height=height, width=width, channels=channels)
+    maps = base.dim // (base.grid[0] * base.grid[1])
+    together = next(d for d in range(3, maps + 1) if maps % d == 0)  # channels standardised as one group
+    return Whitened(
+        base,
+        height=height,
+        width=width,
+        channels=channels,
+        groups=maps // together,
+        dim=min(dim, base.dim, pictures - 1),
+        pictures=pictures,
+    )
+
+
+def _cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(net(x.float()), y, reduction="none")
+
+
+def _linear(dim: int, n_classes: int) -> nn.Linear:
+    net = nn.Linear(dim, n_classes, bias=False)
+    nn.init.zeros_(net.weight)
+    return net

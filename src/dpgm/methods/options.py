@@ -1,0 +1,70 @@
+"""Options of methods to JSON values and back: nothing is guessed, unknown things are refused."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from dpgm.privacy.mechanism import Json
+from dpgm.schema import SchemaError
+
+
+def to_plain(value: Any) -> Json:
+    """`value` as plain JSON values."""
+    from dpgm.methods.base import Method
+
+    if isinstance(value, Method):
+        return value.to_json()
+    return [to_plain(v) for v in typing.cast("tuple[Any, ...]", value)] if isinstance(value, tuple) else value
+
+
+def parse(value: Json, hint: Any, where: str) -> Any:
+    """`value` as a value of type `hint`, strictly.
+
+    Args:
+        value: what the file or the command line says.
+        hint: type annotation of the option.
+        where: name of the option, for messages.
+
+    Raises:
+        SchemaError: it is of another type.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return parse(value, args[0], where)
+    if origin is typing.Literal:
+        if any(value == a and type(value) is type(a) for a in args):
+            return value
+        raise SchemaError(f"{where} is {value!r}; allowed are {', '.join(map(repr, args))}")
+    if origin in (typing.Union, types.UnionType):
+        for arm in args:
+            try:
+                return parse(value, arm, where)
+            except SchemaError:
+                continue
+        raise SchemaError(f"{where} is {value!r}; allowed is {hint}")
+    if origin is tuple and isinstance(value, list | tuple):
+        arms = [args[0]] * len(value) if len(args) == 2 and args[1] is ... else list(args)
+        if len(arms) == len(value):
+            return tuple(parse(v, a, where) for v, a in zip(value, arms, strict=True))
+    if isinstance(hint, type):
+        from dpgm.methods.base import Method
+
+        if issubclass(hint, Method) and isinstance(value, Mapping):
+            from dpgm.methods import get, names
+
+            inner = typing.cast("Mapping[str, Any]", value)
+            name = inner.get("name")
+            kind = hint if name == getattr(hint, "name", None) else get(name) if name in names() else None
+            if kind is None or not issubclass(kind, hint):
+                raise SchemaError(f"{where} has the name {name!r}; allowed is a kind of {hint.__name__}")
+            return kind.from_json(inner)
+        if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if hint is type(None) and value is None:
+            return None
+        if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+            return value
+    raise SchemaError(f"{where} is {value!r}; allowed is {getattr(hint, '__name__', hint)}")

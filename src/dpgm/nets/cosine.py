@@ -1,0 +1,176 @@
+"""Low-frequency second moments of images: as features, and as the start of a generator.
+
+Class-wise means of z and z z' fix a Gaussian law of the smooth part of the images in closed form, so a generator that
+begins there has most of the shapes before its first step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dpgm.nets.features import FeatureMap
+from dpgm.nets.generators import LabelledGenerator, initialise, one_hot
+
+_LEAK = 0.05
+_SLOW = 0.3
+
+
+def cosine_basis(height: int, width: int, channels: int, count: int) -> Tensor:
+    """The `count` smoothest orthonormal cosine waves of an image, [count, channels * height * width].
+
+    Colour is turned into brightness and two differences first, which come later at the same frequency.
+    """
+    turn = np.ones((1, 1)) if channels == 1 else np.linalg.qr(np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1.0]]).T)[0].T
+    rows, columns = _waves(height), _waves(width)
+    order = sorted(
+        (a / height + b / width + (0.1 if c else 0.0), c, a, b)
+        for c in range(channels)
+        for a in range(height)
+        for b in range(width)
+    )
+    waves = [np.multiply.outer(turn[c], np.outer(rows[a], columns[b])).ravel() for _, c, a, b in order[:count]]
+    return torch.tensor(np.stack(waves), dtype=torch.float32)
+
+
+def _waves(size: int) -> NDArray[np.float64]:
+    k, i = np.arange(size)[:, None], np.arange(size)[None]
+    waves = np.cos(np.pi * (i + 0.5) * k / size) * math.sqrt(2 / size)
+    waves[0] /= math.sqrt(2)
+    return waves
+
+
+class CosineMoments(FeatureMap):
+    """phi(x) = (z, z z') / sqrt(2), z the smooth cosine coefficients of x over a public radius, clipped to |z| <= 1.
+
+    The upper triangle of z z' is kept, off-diagonal entries times sqrt(2), so |z z'| = |z|^2 and |phi| <= 1.
+
+    Args:
+        height: image height in pixels.
+        width: image width in pixels.
+        channels: colour channels.
+        count: number m of coefficients; None for 150 or half of the pixel values, whichever is less.
+        radius: norm of an image that is mapped to |z| = 1; None for sqrt(0.134 height width channels).
+    """
+
+    def __init__(
+        self, *, height: int, width: int, channels: int, count: int | None = None, radius: float | None = None
+    ) -> None:
+        values = height * width * channels
+        count = min(150, values // 2) if count is None else count
+        super().__init__("cosine-moments", count + count * (count + 1) // 2)
+        self.count = count
+        self.radius = math.sqrt(0.134 * values) if radius is None else radius
+        self.basis: Tensor
+        self.pairs: Tensor
+        self.factor: Tensor
+        self.register_buffer("basis", cosine_basis(height, width, channels, count))
+        pairs = torch.triu_indices(count, count)
+        self.register_buffer("pairs", pairs)
+        self.register_buffer("factor", torch.where(pairs[0] == pairs[1], 1.0, math.sqrt(2)))
+        self.freeze()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images `[b, c, h, w]` to `[b, m + m (m + 1) / 2]`."""
+        with torch.autocast("cpu", enabled=False):  # products of products need the digits
+            z = x.float().flatten(1) @ self.basis.T / self.radius
+            z = z / z.norm(dim=1, keepdim=True).clamp(min=1)
+            return torch.cat([z, z[:, self.pairs[0]] * z[:, self.pairs[1]] * self.factor], 1) / math.sqrt(2)
+
+    def gaussians(self, target: Tensor, noise_std: Tensor, *, pooled: float = 0.2, edge: float = 0.5) -> Tensor:
+        """Means and factors L (covariance L L') of the coefficients by class, from noisy class means of phi.
+
+        Covariances are drawn a share `pooled` towards their average over the classes; directions whose variance is
+        below `edge` times the largest eigenvalue that noise alone would have, 2 s sqrt(m), are cut off.
+
+        Args:
+            target: noisy class means of phi, [k, m + m (m + 1) / 2].
+            noise_std: standard deviation of their noise, [k].
+            pooled: share in [0, 1].
+            edge: 0 keeps every positive direction.
+
+        Returns:
+            [k, m, 1 + m]: the mean, then L by falling variance.
+        """
+        m = self.count
+        first, second = target[:, :m].double() * math.sqrt(2), target[:, m:].double() * math.sqrt(2) / self.factor
+        moment = torch.zeros(len(target), m, m, dtype=torch.float64)
+        moment[:, self.pairs[0], self.pairs[1]] = second
+        moment = moment + moment.transpose(1, 2) - torch.diag_embed(moment.diagonal(dim1=1, dim2=2))
+        own = moment - first[:, :, None] * first[:, None]
+        covariance = (1 - pooled) * own + pooled * own.mean(0)
+        values, vectors = torch.linalg.eigh(covariance)
+        floor = edge * (1 - pooled) * 2 * noise_std.double() * math.sqrt(m)
+        values = torch.where(values < floor[:, None].clamp(min=1e-12), 0.0, values)
+        factors = (vectors * values.sqrt()[:, None]).flip(2)
+        return torch.cat([first[:, :, None], factors], 2).float()
+
+
+class MomentGenerator(LabelledGenerator):
+    """A Gaussian law of the smooth coefficients of each class, drawn as an image and finished by convolutions.
+
+    x = clip(b + conv(b, texture noise, class)) with b = basis' (mu_y + L_y z); the convolutions begin at zero.
+
+    Args:
+        moments: the features whose basis is used.
+        height: image height in pixels.
+        width: image width in pixels.
+        channels: colour channels of the output.
+        n_classes: number of classes k.
+        rank: columns of L.
+        hidden: channels of the convolutions.
+        rng: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        moments: CosineMoments,
+        *,
+        height: int,
+        width: int,
+        channels: int,
+        n_classes: int,
+        rank: int = 40,
+        hidden: int = 16,
+        rng: torch.Generator,
+    ) -> None:
+        rank, grain = min(rank, moments.count), (-(-height // 4), -(-width // 4))
+        super().__init__(n_classes, rank + grain[0] * grain[1])
+        self.rank, self.grain, self.size = rank, grain, (channels, height, width)
+        self.basis: Tensor
+        self.law: Tensor
+        self.register_buffer("basis", moments.basis * moments.radius)
+        self.register_buffer("law", torch.zeros(n_classes, moments.count, 1 + rank))
+        self.change = nn.Parameter(torch.zeros(n_classes, moments.count, 1 + rank))
+        self.first = nn.Conv2d(channels + 1, hidden, 5, padding=2)
+        self.second = nn.Conv2d(hidden, hidden, 5, padding=2)
+        self.last = nn.Conv2d(hidden, channels, 5, padding=2)
+        self.styles = nn.Linear(n_classes, 2 * hidden)
+        initialise(self, rng)
+        nn.init.zeros_(self.last.weight)
+
+    def begin(self, law: Tensor) -> None:
+        """Start from means and factors, [k, m, 1 + m], as `CosineMoments.gaussians` returns them."""
+        self.law.copy_(law[:, :, : 1 + self.rank])
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """Map latent vectors `[b, latent]` and labels `[b]` or `[b, k]` to images `[b, c, h, w]` in [0, 1].
+
+        In training, values outside [0, 1] are pushed back softly instead of cut, so that gradients pass.
+        """
+        label = one_hot(y, self.n_classes)
+        law = torch.einsum("bk,kmr->bmr", label, self.law + _SLOW * self.change)
+        code = law[:, :, 0] + torch.einsum("bmr,br->bm", law[:, :, 1:], z[:, : self.rank])
+        smooth = (code @ self.basis).unflatten(1, self.size)
+        grain = z[:, self.rank :].view(-1, 1, *self.grain)
+        grain = functional.interpolate(grain, size=self.size[1:], mode="bilinear", align_corners=False)
+        style, other = self.styles(label)[:, :, None, None].chunk(2, 1)
+        h = functional.relu(self.first(torch.cat([smooth, grain], 1)) + style)
+        x = smooth + self.last(functional.relu(self.second(h) + other))
+        inside = x.clamp(0, 1)
+        return inside + _LEAK * (x - inside) if self.training else inside

@@ -1,0 +1,342 @@
+"""The write-ahead ledger: pay first, on disk, then touch.
+
+Every line is one JSON object, chained to the one before by SHA-256 and flushed to disk before anything happens that
+it announces. A crash or a resume may over-count, never under-count. The chain shows damage and partial edits; it
+cannot stop an owner who rewrites the whole file.
+
+Proof page: docs/proofs/ledger.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import typing
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dpgm.privacy import accountant
+from dpgm.privacy.guarantee import (
+    Budget,
+    BudgetExceeded,
+    Evidence,
+    Guarantee,
+    PrivacyError,
+    Relation,
+    Source,
+    ceil_digits,
+)
+from dpgm.privacy.mechanism import Cost, Event
+
+_START = "0" * 64
+
+
+class Ledger:
+    """Append-only account of everything that is asked of one set of private rows.
+
+    Args:
+        path: file to keep; None keeps it in memory only (for a single call in one process).
+        relation: which data sets are neighbours.
+        cap: the most that may ever be reserved.
+        unit: what one neighbour step changes.
+
+    Raises:
+        PrivacyError: an existing file is damaged, in use, or was opened for other terms.
+    """
+
+    def __init__(self, path: Path | None, *, relation: Relation, cap: Budget, unit: str = "record") -> None:
+        self.relation, self.cap, self.unit = relation, cap, unit
+        self.entries: list[dict[str, Any]] = []
+        self._path, self._file = path, None
+        self._process, self._lock = os.getpid(), threading.RLock()
+        terms = {"relation": relation.value, "unit": unit, "epsilon": cap.epsilon, "delta": cap.delta}
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b", buffering=0)  # what was written is with the system, nothing waits in here
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._file.close()
+                raise PrivacyError(f"the ledger {path.name} is in use by another run; wait until it ends") from error
+        try:
+            self._load()
+            if not self.entries:
+                self._append("open", **terms)
+            if (was := {k: self.entries[0].get(k) for k in terms}) != terms:
+                raise PrivacyError(
+                    f"the ledger's terms are {was}, now {terms} is asked; use the first or another folder"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    # -- reading and writing ------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        if self._file is None or self._path is None:
+            return
+        self._file.seek(0)
+        text = self._file.read()
+        *lines, torn = text.split(b"\n")
+        whole = _is_whole(torn)  # only the newline is missing: the entry may have been acted upon, so it counts
+        for number, line in enumerate([*lines, torn] if whole else lines, 1):
+            self.entries.append(self._entry(line, f"line {number} of {self._path.name}"))
+        if whole:
+            self._write(b"\n")
+        elif torn:  # an entry whose writing was cut off, so nothing came of it
+            self._file.truncate(len(text) - len(torn))
+            os.fsync(self._file.fileno())
+
+    def _entry(self, line: bytes, where: str) -> dict[str, Any]:
+        try:
+            entry: dict[str, Any] = dict(json.loads(line))
+            body = {k: v for k, v in entry.items() if k != "hash"}
+            sound = entry["previous"] == self._head and entry["hash"] == _digest(body) and _line(entry) == line + b"\n"
+        except (ValueError, KeyError, TypeError) as error:
+            raise PrivacyError(f"{where} is not a ledger entry; restore the file from a copy") from error
+        if not sound:
+            raise PrivacyError(
+                f"{where} breaks the hash chain: the file was changed after it was written; restore it from a copy, "
+                "its guarantee is void"
+            )
+        return entry
+
+    @property
+    def _head(self) -> str:
+        return self.entries[-1]["hash"] if self.entries else _START
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        with self._lock:
+            self._append_alone(kind, fields)
+
+    def _append_alone(self, kind: str, fields: dict[str, Any]) -> None:
+        if os.getpid() != self._process:
+            raise PrivacyError("the ledger was opened by another process; a copy of it must not spend; open it anew")
+        if self._file is not None and self._file.closed:
+            raise PrivacyError("the ledger is closed; open it anew before anything more is asked")
+        entry: dict[str, Any] = {
+            "kind": kind,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            **fields,
+            "previous": self._head,
+        }
+        entry = json.loads(json.dumps(entry))  # what memory holds is what the file says
+        entry["hash"] = _digest(entry)
+        try:
+            self._write(_line(entry))
+            self.entries.append(entry)
+        except BaseException:  # a full disk, an interrupt: what the file holds now is found out by opening it anew
+            self.close()
+            raise
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None or self._path is None:
+            return
+        while data:
+            data = data[self._file.write(data) :]
+        os.fsync(self._file.fileno())
+        if not self.entries:
+            _sync_folder(self._path.parent)
+
+    def close(self) -> None:
+        """Let another process use the file; nothing more can be charged here."""
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- the account --------------------------------------------------------------------------------------------------
+
+    def reserve(self, label: str, costs: Sequence[tuple[Cost, int]]) -> None:
+        """Set aside the price of a whole plan before its first touch; asking again for the same plan is free.
+
+        Args:
+            label: name of the plan within this ledger.
+            costs: pairs (cost, how many times).
+
+        Raises:
+            PrivacyError: another plan was reserved under `label`.
+            BudgetExceeded: with all that was reserved before, the plan costs more than the cap.
+        """
+        if bad := [(c.name, n) for c, n in costs if type(n) is not int or n < 1]:
+            raise PrivacyError(f"the plan counts {bad} calls; allowed are whole numbers, 1 or more")
+        if twice := sorted({c.name for c, k in Counter(c for c, _ in costs).items() if k > 1}):
+            raise PrivacyError(
+                f"the plan '{label}' lists the same price of {twice} more than once, so the ledger could not tell its "
+                "items apart; merge them into one item with a count, or give the mechanisms different names"
+            )
+        plan = [{"cost": cost_to_json(c), "count": n} for c, n in costs]
+        digest = _digest(plan)
+        with self._lock:
+            for entry in self._of("reserve"):
+                if entry["label"] == label:
+                    if entry["plan_digest"] == digest:
+                        return
+                    raise PrivacyError(
+                        f"the ledger has reserved another plan as '{label}': a resumed run must not change its method, "
+                        "data facts or budget; go back to the first settings or start in another folder"
+                    )
+            before = self._costs()
+            total = self._epsilon([*before, *costs])
+            if not total <= self.cap.epsilon * (1 + 1e-9):
+                raise BudgetExceeded(
+                    f"the plan '{label}' brings the total to epsilon {ceil_digits(total)}; the cap is "
+                    f"{self.cap.epsilon:g} at delta {self.cap.delta:g}, of which {ceil_digits(self._epsilon(before))} "
+                    "is reserved; raise epsilon or ask for less"
+                )
+            self._append("reserve", label=label, plan=plan, plan_digest=digest, epsilon=total, delta=self.cap.delta)
+
+    def used(self, label: str, item: int) -> int:
+        """How many of the calls reserved as plan item `item` were charged so far."""
+        return max((e["until"] for e in self._of("charge") if (e["label"], e["item"]) == (label, item)), default=0)
+
+    def charge(self, label: str, item: int, n: int = 1) -> None:
+        """Announce the next `n` calls of plan item `item`, before the rows are touched.
+
+        Raises:
+            PrivacyError: nothing was reserved as `label`, or its calls are used up.
+        """
+        with self._lock:
+            count = self._reserved(label, item)
+            used = self.used(label, item)
+            if n < 1 or used + n > count:
+                raise PrivacyError(
+                    f"plan '{label}' item {item} allows {count} calls; {used} are used, {n} more were asked; "
+                    "reserve another plan under another name if the budget allows"
+                )
+            self._append("charge", label=label, item=item, until=used + n)
+
+    def deliver(self, label: str, item: int) -> None:
+        """Record that the answer of a single call is about to be handed out; from here on it cannot be repeated."""
+        self._append("deliver", label=label, item=item)
+
+    def delivered(self, label: str, item: int) -> bool:
+        """Whether the answer of a single call was handed out."""
+        return any((e["label"], e["item"]) == (label, item) for e in self._of("deliver"))
+
+    def repeat(self, label: str, item: int) -> None:
+        """Announce that the only call of an item is made again because a crash destroyed its answer unseen.
+
+        Raises:
+            PrivacyError: the item has several calls, or was not charged, or its answer was handed out.
+        """
+        if self._reserved(label, item) != 1 or self.used(label, item) != 1:
+            raise PrivacyError(f"plan '{label}' item {item} is not a single interrupted call; it cannot be repeated")
+        if self.delivered(label, item):
+            raise PrivacyError(
+                f"the only answer of plan '{label}' item {item} was handed out; a second draw is not paid for; "
+                "use the saved release or checkpoint, or reserve another plan under another name"
+            )
+        self._append("repeat", label=label, item=item)
+
+    def expose(self, *, reason: str, audience: str) -> None:
+        """Record a look at the rows that no guarantee covers."""
+        self._append("expose", reason=reason, audience=audience)
+
+    def note_seeded_noise(self) -> None:
+        """Record that the noise can be reproduced: from here on the evidence is UNSUPPORTED."""
+        self._append("seeded-noise")
+
+    def guarantee(self) -> Guarantee:
+        """The promise that covers everything reserved: its price, its weakest evidence, all its assumptions."""
+        costs = self._costs()
+        evidence = min((c.evidence for c, _ in costs), default=Evidence.PROVED)
+        assumptions = list(dict.fromkeys(a for c, _ in costs for a in c.assumptions))
+        if any(self._of("seeded-noise")):
+            evidence = min(evidence, Evidence.UNSUPPORTED)
+            assumptions.append("nobody knows the seed of the noise")
+        if any(self._of("repeat")):
+            assumptions.append("an answer that a crash interrupted never left the process")
+        return Guarantee(
+            relation=self.relation,
+            unit=self.unit,
+            epsilon=self._epsilon(costs),
+            delta=self.cap.delta,
+            evidence=evidence,
+            mechanisms=tuple(dict.fromkeys(c.name for c, _ in costs)),
+            sources=tuple(dict.fromkeys(s for c, _ in costs for s in c.sources)),
+            assumptions=tuple(assumptions),
+            exposures=tuple(f"{e['reason']} (seen by {e['audience']})" for e in self._of("expose")),
+        )
+
+    def _of(self, kind: str) -> list[dict[str, Any]]:
+        return [e for e in self.entries if e["kind"] == kind]
+
+    def _reserved(self, label: str, item: int) -> int:
+        for entry in self._of("reserve"):
+            if entry["label"] == label and 0 <= item < len(entry["plan"]):
+                return int(entry["plan"][item]["count"])
+        raise PrivacyError(f"nothing is reserved as '{label}' item {item}; reserve the whole plan before touching rows")
+
+    def _epsilon(self, costs: list[tuple[Cost, int]]) -> float:
+        return accountant.epsilon_of(costs, delta=self.cap.delta, relation=self.relation) if costs else 0.0
+
+    def _costs(self) -> list[tuple[Cost, int]]:
+        return [(cost_from_json(i["cost"]), i["count"]) for e in self._of("reserve") for i in e["plan"]]
+
+
+def cost_to_json(cost: Cost) -> dict[str, Any]:
+    """A cost as plain JSON values."""
+    return {
+        "name": cost.name,
+        "event": type(cost.event).__name__,
+        **dataclasses.asdict(cost.event),
+        "evidence": cost.evidence.word,
+        "assumptions": list(cost.assumptions),
+        "sources": [dataclasses.asdict(s) for s in cost.sources],
+    }
+
+
+def cost_from_json(value: dict[str, Any]) -> Cost:
+    """Read back what `cost_to_json` wrote."""
+    if (kind := _EVENTS.get(value["event"])) is None:
+        raise PrivacyError(f"the ledger holds the event '{value['event']}'; known are {sorted(_EVENTS)}; update dpgm")
+    event = kind(**{f.name: value[f.name] for f in dataclasses.fields(kind)})
+    return Cost(
+        event=event,
+        name=value["name"],
+        evidence=Evidence[value["evidence"].upper()],
+        assumptions=tuple(value["assumptions"]),
+        sources=tuple(Source(**s) for s in value["sources"]),
+    )
+
+
+_EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in typing.get_args(Event)}
+
+
+def _is_whole(torn: bytes) -> bool:
+    """Whether what follows the last newline begins with a whole JSON value; a cut-off entry never does."""
+    try:
+        json.JSONDecoder().raw_decode(torn.decode())
+    except ValueError:
+        return False
+    return True
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

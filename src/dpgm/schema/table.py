@@ -1,0 +1,227 @@
+"""Public facts about the columns of a table, and what they mean as numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpgm.schema.rows import Rows, SchemaError
+
+Kind: TypeAlias = Literal["category", "integer", "number", "date", "boolean"]
+Table: TypeAlias = NDArray[np.float64]
+"""Records as numbers [n, columns]: a category's position, 0 or 1, days since 1970, or the value; NaN is missing."""
+
+_EPOCH = date(1970, 1, 1).toordinal()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """Public facts about one column.
+
+    Attributes:
+        name: its header.
+        kind: "category", "integer", "number", "date" or "boolean".
+        values: the categories, in the order of their numbers; for kind "category" only.
+        low: smallest value allowed (a date as "2020-01-31"); smaller ones are raised to it.
+        high: largest value allowed; larger ones are lowered to it.
+        decimals: digits after the point that numbers are rounded to; None leaves them.
+        missing: whether a value may be missing.
+        dtype: pandas dtype on the way out; "" chooses by kind.
+    """
+
+    name: str
+    kind: Kind
+    values: tuple[str, ...] = ()
+    low: float | str | None = None
+    high: float | str | None = None
+    decimals: int | None = None
+    missing: bool = False
+    dtype: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"column '{self.name}'"
+        if not self.name or self.kind not in get_args(Kind):
+            raise SchemaError(f"{where} has the kind {self.kind!r}; allowed are {', '.join(get_args(Kind))}")
+        if (self.kind == "category") != bool(self.values) or len(set(self.values)) != len(self.values):
+            raise SchemaError(f"{where} lists {len(self.values)} values; a category lists each of its values once")
+        if self.kind not in ("category", "boolean"):
+            low, high = self.bounds  # raises where a date is no date
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise SchemaError(
+                    f"{where} has the bounds {self.low} to {self.high}; give public bounds low < high: they are never "
+                    "taken from private rows"
+                )
+        elif self.low is not None or self.high is not None:
+            raise SchemaError(f"{where} is a {self.kind}; it has no bounds")
+        if self.decimals is not None and (self.kind != "number" or not 0 <= self.decimals <= 12):
+            raise SchemaError(f"{where} has decimals {self.decimals}; allowed is 0 to 12, for numbers")
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest number that the column may hold."""
+        if self.kind == "category":
+            return 0.0, len(self.values) - 1.0
+        if self.kind == "boolean":
+            return 0.0, 1.0
+        if self.low is None or self.high is None:
+            raise SchemaError(
+                f"column '{self.name}' is a {self.kind} without bounds; give low and high from public knowledge"
+            )
+        return self._number(self.low), self._number(self.high)
+
+    def _number(self, bound: float | str) -> float:
+        if self.kind != "date":
+            if isinstance(bound, str):
+                raise SchemaError(f"column '{self.name}' has the bound {bound!r}; give a number")
+            return float(bound)
+        try:
+            return float(date.fromisoformat(str(bound)).toordinal() - _EPOCH)
+        except ValueError as error:
+            raise SchemaError(f"column '{self.name}' has the bound {bound!r}; write dates as 2020-01-31") from error
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers occur."""
+        return self.kind != "number"
+
+    def settle(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The nearest allowed numbers: within the bounds, whole or rounded where the column is."""
+        low, high = self.bounds
+        x = np.round(x) if self.whole else x if self.decimals is None else np.round(x, self.decimals)
+        return np.clip(x, low, high)
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as plain JSON values, without those that are not set."""
+        value = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        value["values"] = list(self.values)
+        return {k: v for k, v in value.items() if v is not None and v is not False and v not in ([], "")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSchema:
+    """Public facts about a table.
+
+    Attributes:
+        columns: in the order of the file.
+        label: name of the column that a classifier would predict, a category or boolean; None for none.
+        missing_marks: texts that stand for a missing value, where a column does not list them as a category.
+        size: the *declared* number of records, a public round figure; None when nobody declared one.
+    """
+
+    columns: tuple[Column, ...]
+    label: str | None = None
+    missing_marks: tuple[str, ...] = ("", "NA", "NaN", "nan", "?")
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if not names or len(set(names)) != len(names):
+            raise SchemaError(f"the columns are {list(names)}; give at least one, each name once")
+        if self.label is not None:
+            if self.label not in names:
+                raise SchemaError(f"the label is '{self.label}'; allowed are the columns {', '.join(names)}")
+            column = self[self.label]
+            if column.kind not in ("category", "boolean") or column.missing:
+                raise SchemaError(f"the label '{self.label}' must be a category or boolean that is never missing")
+        if not self.missing_marks and any(c.missing for c in self.columns):
+            raise SchemaError("values may be missing, but missing_marks is empty; give at least one text, e.g. ''")
+        if self.size is not None and self.size < 2:
+            raise SchemaError(f"declared size is {self.size}; allowed is 2 or more records")
+
+    def __getitem__(self, name: str) -> Column:
+        return self.columns[self.names.index(name)]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(c.name for c in self.columns)
+
+    @property
+    def label_index(self) -> int | None:
+        """Position of the label column."""
+        return None if self.label is None else self.names.index(self.label)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Values of the label; a table without one is of a single class."""
+        if self.label is None:
+            return ("all",)
+        return self[self.label].values or ("false", "true")
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def labels(self, table: Table) -> NDArray[np.int64]:
+        """Class of each record [n]."""
+        index = self.label_index
+        return np.zeros(len(table), np.int64) if index is None else table[:, index].astype(np.int64)
+
+    def to_json(self) -> dict[str, Any]:
+        """The schema as plain JSON values."""
+        return {
+            "kind": "table",
+            "columns": [c.to_json() for c in self.columns],
+            "label": self.label,
+            "missing_marks": list(self.missing_marks),
+            "size": self.size,
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> TableSchema:
+        """Read back what `to_json` wrote, or what a person did; unknown keys are refused."""
+        known = {f.name for f in dataclasses.fields(TableSchema)} | {"kind"}
+        if unknown := sorted(set(value) - known):
+            raise SchemaError(f"unknown keys {unknown} in the schema; allowed are {sorted(known)}")
+        columns = value.get("columns")
+        if not isinstance(columns, list):
+            raise SchemaError('the schema lacks "columns"; write a list like [{"name": "age", "kind": "integer", ...}]')
+        fields = {k: v for k, v in value.items() if k not in ("kind", "columns")}
+        if "missing_marks" in fields:
+            fields["missing_marks"] = tuple(map(str, fields["missing_marks"]))
+        return TableSchema(columns=tuple(map(_column, columns)), **fields)
+
+    def check(self, rows: Rows) -> None:
+        """Raise `SchemaError` unless `rows` fit: `table` float64 [n, columns] of allowed numbers."""
+        table = rows["table"]
+        if table.dtype != np.float64 or table.shape[1:] != (len(self.columns),):
+            raise SchemaError(f"the table is {table.dtype} [n, {table.shape[1:]}]; allowed is float64, a column each")
+        self.check_table(table)
+
+    def check_table(self, table: Table) -> None:
+        """Raise `SchemaError` unless every number is allowed in its column."""
+        for j, column in enumerate(self.columns):
+            x = table[:, j]
+            missing, (low, high) = np.isnan(x), column.bounds
+            if missing.any() and not column.missing:
+                raise SchemaError(f"column '{column.name}' lacks values; declare \"missing\": true, or fill them in")
+            x = x[~missing]
+            if not ((x >= low) & (x <= high)).all() or (column.whole and (x != np.round(x)).any()):
+                raise SchemaError(f"column '{column.name}' holds values that its declaration does not allow")
+
+
+def _column(value: Any) -> Column:
+    if not isinstance(value, Mapping):
+        raise SchemaError(f"a column is {value!r}; write an object with name and kind")
+    fields = {str(k): v for k, v in value.items()}
+    known = {f.name for f in dataclasses.fields(Column)}
+    if unknown := sorted(set(fields) - known):
+        raise SchemaError(f"column {fields.get('name')!r} has unknown keys {unknown}; allowed are {sorted(known)}")
+    if missing := sorted({"name", "kind"} - set(fields)):
+        raise SchemaError(f"column {fields.get('name')!r} lacks {missing}")
+    values: Sequence[Any] = fields.get("values", ())
+    return Column(**{**fields, "values": tuple(map(_text, values))})
+
+
+def _text(value: Any) -> str:
+    """A category as files write it: JSON's true and false, whole numbers and texts alike."""
+    return str(value)

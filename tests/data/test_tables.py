@@ -1,0 +1,236 @@
+"""Tables: schema, reading, numbers and back, drafts; every fault with its message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpgm.data import DataError
+from dpgm.data.tables import TableSet, draft_schema, is_table, to_frame, to_numbers, write_csv
+from dpgm.schema import Column, ImageSchema, Rows, SchemaError, TableSchema, schema_from_json
+
+pd = pytest.importorskip("pandas")
+
+SCHEMA = TableSchema(
+    columns=(
+        Column(name="job", kind="category", values=("cook", "nurse"), missing=True),
+        Column(name="age", kind="integer", low=0, high=120),
+        Column(name="wage", kind="number", low=0, high=1e6, decimals=2, missing=True),
+        Column(name="born", kind="date", low="1900-01-01", high="2030-12-31", missing=True),
+        Column(name="smokes", kind="boolean", missing=True),
+        Column(name="rooms", kind="integer", low=0, high=9, missing=True),
+        Column(name="ill", kind="category", values=("0", "1"), dtype="int64"),
+    ),
+    label="ill",
+    size=1000,
+)
+CSV = """ill,job,age,wage,born,smokes,rooms,secret
+0,cook,30,1000.456,1990-02-03,yes,3,x
+1,?,200,-5,,FALSE,,y
+0,nurse, 41 ,,2024-02-29,,12,z
+"""
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    path = tmp_path / "people.csv"
+    path.write_text(CSV, encoding="utf-8")
+    return path
+
+
+def test_a_file_becomes_allowed_numbers(csv: Path) -> None:
+    rows = TableSet(path=csv, schema=SCHEMA).train()
+    SCHEMA.check(rows)
+    nan, days = np.nan, (np.datetime64("1990-02-03") - np.datetime64("1970-01-01")).astype(float)
+    leap = (np.datetime64("2024-02-29") - np.datetime64("1970-01-01")).astype(float)
+    expected = [[0, 30, 1000.46, days, 1, 3, 0], [nan, 120, 0, nan, 0, nan, 1], [1, 41, nan, leap, nan, 9, 0]]
+    assert np.array_equal(rows["table"], np.array(expected), equal_nan=True)
+
+
+def test_frames_have_their_types_back(csv: Path) -> None:
+    table = TableSet(path=csv, schema=SCHEMA).train()["table"]
+    frame = to_frame(table, SCHEMA)
+    assert list(frame.columns) == list(SCHEMA.names)
+    assert [str(frame[c].dtype) for c in ("age", "wage", "smokes", "rooms", "ill")] == [
+        "int64",
+        "float64",
+        "boolean",
+        "Int64",
+        "int64",
+    ]
+    assert pd.api.types.is_datetime64_any_dtype(frame["born"])
+    assert frame.isna().sum().tolist() == [1, 0, 1, 1, 1, 1, 0]
+    assert np.array_equal(to_numbers(frame, SCHEMA), table, equal_nan=True)
+    shuffled = frame[list(reversed(frame.columns))]
+    assert np.array_equal(to_numbers(shuffled, SCHEMA), table, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", ["category", "object", "str"])
+def test_declared_dtypes_are_restored(dtype: str) -> None:
+    schema = TableSchema(columns=(Column(name="c", kind="category", values=("a", "b"), missing=True, dtype=dtype),))
+    frame = to_frame(np.array([[0.0], [np.nan], [1.0]]), schema)
+    assert str(frame["c"].dtype) == dtype
+    assert frame["c"].isna().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv"])
+def test_written_files_are_read_back(csv: Path, suffix: str) -> None:
+    table = TableSet(path=csv, schema=SCHEMA).train()["table"]
+    out = csv.parent / f"out.{suffix}"
+    if suffix == "tsv":
+        to_frame(table, SCHEMA).to_csv(out, sep="\t", index=False)
+    else:
+        write_csv(table, SCHEMA, out)
+    assert np.array_equal(TableSet(path=out, schema=SCHEMA).train()["table"], table, equal_nan=True)
+
+
+def test_parquet_is_read_like_csv(csv: Path) -> None:
+    pytest.importorskip("pyarrow")
+    table = TableSet(path=csv, schema=SCHEMA).train()["table"]
+    out = csv.parent / "out.parquet"
+    to_frame(table, SCHEMA).to_parquet(out)
+    assert np.array_equal(TableSet(path=out, schema=SCHEMA).train()["table"], table, equal_nan=True)
+
+
+def test_parquet_without_its_library_says_so(csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    out = csv.parent / "out.parquet"
+    out.write_bytes(b"")
+    with pytest.raises(DataError, match="pyarrow"):
+        TableSet(path=out, schema=SCHEMA)
+
+
+def test_a_split_depends_on_each_record_alone(tmp_path: Path) -> None:
+    schema = TableSchema(columns=(Column(name="x", kind="integer", low=0, high=10_000),))
+    path, fewer = tmp_path / "a.csv", tmp_path / "b.csv"
+    path.write_text("x\n" + "\n".join(map(str, range(2000))), encoding="utf-8")
+    fewer.write_text("x\n" + "\n".join(map(str, range(1, 2000))), encoding="utf-8")
+    data, less = (TableSet(path=p, schema=schema, test_fraction=0.25) for p in (path, fewer))
+    train, test = set(data.train()["table"][:, 0]), set(data.test()["table"][:, 0])
+    assert train | test == set(range(2000))
+    assert not train & test
+    assert 400 < len(test) < 600
+    assert set(less.test()["table"][:, 0]) == test - {0.0}
+    assert data.has_test
+
+
+def test_a_test_file_is_the_test_part(csv: Path) -> None:
+    data = TableSet(path=csv, schema=SCHEMA, test_path=csv)
+    assert np.array_equal(data.test()["table"], data.train()["table"], equal_nan=True)
+    with pytest.raises(DataError, match="no test part"):
+        TableSet(path=csv, schema=SCHEMA).test()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ill,job\n0,cook\n", "no column"),
+        (CSV.replace("0,cook", "7,cook"), "not among its declared values"),
+        (CSV.replace(",30,", ",?,"), "lacks values"),
+        (CSV.replace(",30,", ",thirty,"), "no integer"),
+        (CSV.replace("1990-02-03", "someday"), "no date"),
+        (CSV.replace("yes", "perhaps"), "no boolean"),
+    ],
+)
+def test_faults_are_named_without_quoting_values(csv: Path, text: str, message: str) -> None:
+    csv.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=message) as error:
+        TableSet(path=csv, schema=SCHEMA).train()
+    for secret in ("thirty", "someday", "perhaps", "7"):
+        assert secret not in str(error.value)
+
+
+def test_schema_survives_json_and_refuses_what_it_does_not_know() -> None:
+    value = json.loads(json.dumps(SCHEMA.to_json()))
+    assert schema_from_json(value) == SCHEMA
+    image = ImageSchema(height=2, width=2, channels=1, classes=("a",))
+    assert schema_from_json(image.to_json()) == image
+    with pytest.raises(SchemaError, match="unknown keys"):
+        schema_from_json({**value, "rows": 3})
+    with pytest.raises(SchemaError, match="unknown keys"):
+        schema_from_json({"columns": [{"name": "a", "kind": "boolean", "bins": 3}]})
+    with pytest.raises(SchemaError, match="kind"):
+        schema_from_json({"kind": "sound"})
+    with pytest.raises(SchemaError, match="columns"):
+        schema_from_json({"kind": "table"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "colour"}, "allowed are"),
+        ({"kind": "category"}, "lists"),
+        ({"kind": "category", "values": ("a", "a")}, "once"),
+        ({"kind": "integer"}, "without bounds"),
+        ({"kind": "integer", "low": 3, "high": 3}, "low < high"),
+        ({"kind": "number", "low": 0, "high": float("inf")}, "low < high"),
+        ({"kind": "number", "low": "0", "high": 1}, "give a number"),
+        ({"kind": "date", "low": "1.1.2000", "high": "2001-01-01"}, "2020-01-31"),
+        ({"kind": "boolean", "low": 0}, "no bounds"),
+        ({"kind": "integer", "low": 0, "high": 1, "decimals": 2}, "decimals"),
+    ],
+)
+def test_columns_refuse_nonsense(fields: dict, message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        Column(name="c", **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"columns": ()}, "at least one"),
+        ({"columns": (Column(name="a", kind="boolean"),) * 2}, "once"),
+        ({"columns": (Column(name="a", kind="boolean"),), "label": "b"}, "allowed are"),
+        ({"columns": (Column(name="a", kind="boolean", missing=True),), "label": "a"}, "never missing"),
+        ({"columns": (Column(name="a", kind="boolean", missing=True),), "missing_marks": ()}, "missing_marks"),
+        ({"columns": (Column(name="a", kind="boolean"),), "size": 1}, "2 or more"),
+    ],
+)
+def test_tables_refuse_nonsense(fields: dict, message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        TableSchema(**fields)
+
+
+def test_check_refuses_numbers_that_the_schema_does_not_allow() -> None:
+    good = np.array([[0.0, 30, 10.5, 0, 1, 3, 1]])
+    SCHEMA.check(Rows(table=good))
+    for j, bad in [(0, 2), (1, 30.5), (1, np.nan), (2, -1), (4, 2), (6, np.nan)]:
+        broken = good.copy()
+        broken[0, j] = bad
+        with pytest.raises(SchemaError, match="column"):
+            SCHEMA.check(Rows(table=broken))
+    with pytest.raises(SchemaError, match="float64"):
+        SCHEMA.check(Rows(table=good[:, 1:]))
+    assert SCHEMA.labels(good).tolist() == [1]
+    assert (SCHEMA.classes, SCHEMA.n_classes) == (("0", "1"), 2)
+
+
+def test_a_draft_of_a_public_file_reads_that_file(csv: Path) -> None:
+    text = "id,when,flag,score,kind,y\n" + "\n".join(
+        f"{i},2020-01-{1 + i % 28:02d},{i % 2 == 0},{i / 7:.3f},{'?' if i % 5 == 0 else 'abc'[i % 3]},{i % 2}"
+        for i in range(1, 60)
+    )
+    csv.write_text(text, encoding="utf-8")
+    schema = draft_schema(csv, label="y")
+    assert [c.kind for c in schema.columns] == ["integer", "date", "boolean", "number", "category", "category"]
+    assert schema["kind"].missing
+    assert schema["score"].decimals == 3
+    assert schema.label == "y"
+    assert schema["y"].dtype == "int64"
+    assert TableSchema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
+    rows = TableSet(path=csv, schema=schema).train()
+    schema.check(rows)
+    assert to_frame(rows["table"], schema)["y"].tolist() == [i % 2 for i in range(1, 60)]
+    with pytest.raises(DataError, match="different texts"):
+        draft_schema(csv, label="y", most=2)
+
+
+def test_names_of_table_files() -> None:
+    assert is_table("a.csv.gz")
+    assert is_table(Path("B.PARQUET"))
+    assert not is_table("mnist.npz")

@@ -1,0 +1,254 @@
+"""The clipped gradient sum: three engines agree, nothing exceeds its bound, and what couples records is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dpgm.mechanisms.per_record import clipped_gradient_sum, sensitivity, trainable
+from dpgm.privacy.guarantee import PrivacyError
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def fresh(module, seed=0):
+    """The module with weights from a generator of its own."""
+    source = rng(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(0.3 * torch.randn(p.shape, generator=source))
+    return module
+
+
+class Twice(nn.Module):
+    """One layer called twice, a frozen layer, and a layer that is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer, self.unused = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(2, 2)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+    def forward(self, x):
+        return self.outer(self.frozen(torch.tanh(self.inner(torch.tanh(self.inner(x))))))
+
+
+class OwnParameter(nn.Module):
+    """A parameter outside any known layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.linear(torch.tanh(x) * self.scale)
+
+
+def squared(net, x, y):
+    return (net(x).flatten(1) - y.flatten(1)).square().sum(1)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6, bias=False), nn.Tanh(), nn.Linear(6, 3))
+
+
+def decoder():
+    return nn.Sequential(
+        nn.Linear(3, 2 * 16),
+        nn.Unflatten(1, (2, 4, 4)),
+        nn.GroupNorm(2, 2),
+        nn.Tanh(),
+        nn.ConvTranspose2d(2, 4, 4, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(4, 2, 3, padding=1, groups=2),
+    )
+
+
+def sequence():
+    return nn.Sequential(nn.Embedding(6, 4), nn.LayerNorm(4), nn.Linear(4, 3), nn.Flatten(), nn.Linear(15, 2))
+
+
+def long_sequence():
+    """More positions than the pairwise formula is worth, so the gradients are formed."""
+    return nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(40, 2))
+
+
+CASES = {
+    "mlp": (mlp, lambda n: (torch.randn(n, 5, generator=rng(1)), torch.randn(n, 3, generator=rng(2)))),
+    "decoder": (decoder, lambda n: (torch.randn(n, 3, generator=rng(1)), torch.rand(n, 2, 8, 8, generator=rng(2)))),
+    "sequence": (
+        sequence,
+        lambda n: (torch.randint(6, (n, 5), generator=rng(1)), torch.randn(n, 2, generator=rng(2))),
+    ),
+    "long": (long_sequence, lambda n: (torch.randn(n, 20, 2, generator=rng(1)), torch.randn(n, 2, generator=rng(2)))),
+    "twice": (Twice, lambda n: (torch.randn(n, 4, generator=rng(1)), torch.randn(n, 3, generator=rng(2)))),
+    "own": (OwnParameter, lambda n: (torch.randn(n, 4, generator=rng(1)), torch.randn(n, 3, generator=rng(2)))),
+}
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_every_engine_gives_the_sum_of_the_oracle(case, draws):
+    build, data = CASES[case]
+    net, records = fresh(build()), data(7 * draws)
+    oracle = clipped_gradient_sum(squared, net, records, clip_norm=2.0, draws=draws, engine="loop")
+    for engine in ("auto", "vmap"):
+        found = clipped_gradient_sum(squared, net, records, clip_norm=2.0, draws=draws, engine=engine, chunk=3)
+        torch.testing.assert_close(found, oracle, rtol=1e-4, atol=1e-5)
+    assert all(p.requires_grad for p in trainable(net).values())
+
+
+def test_without_clipping_it_is_the_plain_gradient():
+    net, (x, y) = fresh(decoder()), CASES["decoder"][1](5)
+    found = clipped_gradient_sum(squared, net, (x, y), clip_norm=1e9)
+    plain = torch.autograd.grad(squared(net, x, y).sum(), list(net.parameters()))
+    torch.testing.assert_close(found, torch.cat([g.flatten() for g in plain]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_record_moves_the_sum_by_at_most_the_bound(case):
+    build, data = CASES[case]
+    net, records = fresh(build()), data(6)
+    with_all = clipped_gradient_sum(squared, net, records, clip_norm=0.5)
+    without = clipped_gradient_sum(squared, net, [r[:-1] for r in records], clip_norm=0.5)
+    assert (with_all - without).norm() <= 0.5 * (1 + 1e-4)
+
+
+def test_groups_are_clipped_apart_and_cost_their_root_sum_of_squares():
+    net, (x, y) = fresh(mlp()), CASES["mlp"][1](1)
+    records = (x, 1000 * y)  # a gradient that fills both bounds
+    bounds = {"0.": 3.0, "": 4.0}
+    found = clipped_gradient_sum(squared, net, records, clip_norm=bounds)
+    first = found[: 5 * 7 + 7]
+    assert first.norm() == pytest.approx(3, rel=1e-4)
+    assert found.norm() == pytest.approx(sensitivity(bounds), rel=1e-4)
+    assert sensitivity(bounds) == 5
+    equal = clipped_gradient_sum(squared, net, records, clip_norm={"0.": 1.0, "": 1.0})
+    assert equal.norm() == pytest.approx(2**0.5, rel=1e-4)  # what two bounds of C cost instead of one
+
+
+def test_a_record_without_a_finite_gradient_adds_nothing():
+    net, (x, y) = fresh(mlp()), CASES["mlp"][1](5)
+    clean = clipped_gradient_sum(squared, net, (x[[0, 2, 4]], y[[0, 2, 4]]), clip_norm=1.0)
+    x[1], y[3] = float("nan"), float("inf")
+    torch.testing.assert_close(clipped_gradient_sum(squared, net, (x, y), clip_norm=1.0), clean)
+    assert clipped_gradient_sum(squared, net, (x[1:2], y[1:2]), clip_norm=1.0).abs().sum() == 0
+
+
+def test_an_empty_batch_gives_zero():
+    net, (x, y) = fresh(mlp()), CASES["mlp"][1](2)
+    found = clipped_gradient_sum(squared, net, (x[:0], y[:0]), clip_norm=1.0)
+    assert found.shape == (sum(p.numel() for p in net.parameters()),)
+    assert found.abs().sum() == 0
+
+
+@pytest.mark.parametrize("case", ["mlp", "decoder"])
+def test_bfloat16_keeps_the_bound_and_is_close(case):
+    build, data = CASES[case]
+    net, records = fresh(build()), data(8)
+    full = clipped_gradient_sum(squared, net, records, clip_norm=1.0)
+    half = clipped_gradient_sum(squared, net, records, clip_norm=1.0, dtype=torch.bfloat16)
+    assert (half - full).norm() < 0.05 * full.norm()
+    for record in range(8):
+        one = clipped_gradient_sum(
+            squared, net, [r[record : record + 1] for r in records], clip_norm=1.0, dtype=torch.bfloat16
+        )
+        assert one.norm() <= 1 + 1e-5
+
+
+# --- guards and their broken twins
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_is_refused_by_name(training):
+    net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).train(training)
+    with pytest.raises(PrivacyError, match="layer '1' \\(BatchNorm1d\\)"):
+        clipped_gradient_sum(squared, net, CASES["mlp"][1](4), clip_norm=1.0)
+
+
+def test_dropout_is_refused_in_training_only():
+    net = fresh(nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5)))
+    with pytest.raises(PrivacyError, match="Dropout"):
+        clipped_gradient_sum(squared, net.train(), CASES["mlp"][1](4), clip_norm=1.0)
+    clipped_gradient_sum(squared, net.eval(), CASES["mlp"][1](4), clip_norm=1.0)
+
+
+class Centred(nn.Module):
+    """Subtracts the batch mean: the coupling that no layer's name gives away."""
+
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class Sideways(nn.Module):
+    """Works with the records on the second axis, so that the first axis is not theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.linear(x.reshape(4, -1, 5).transpose(0, 1)).transpose(0, 1).reshape(-1, 3)
+
+
+def mean_penalty(net, x, y):
+    return squared(net, x, y) + net(x).mean(0).square().sum()
+
+
+def reduced(net, x, y):
+    return squared(net, x, y).mean()
+
+
+def test_coupling_that_no_name_gives_away_is_refused():
+    data = CASES["mlp"][1](8)
+    with pytest.raises(PrivacyError, match="changes when others join"):
+        clipped_gradient_sum(squared, fresh(nn.Sequential(nn.Linear(5, 3), Centred())), data, clip_norm=1.0)
+    with pytest.raises(PrivacyError, match="changes when others join"):
+        clipped_gradient_sum(mean_penalty, fresh(nn.Sequential(nn.Linear(5, 3))), data, clip_norm=1.0)
+    with pytest.raises(PrivacyError, match="one loss for each row"):
+        clipped_gradient_sum(reduced, fresh(mlp()), data, clip_norm=1.0)
+
+
+def test_the_engines_that_see_one_record_at_a_time_cannot_be_coupled():
+    net, (x, y) = fresh(nn.Sequential(nn.Linear(5, 3), Centred())), CASES["mlp"][1](4)
+    for engine in ("vmap", "loop"):
+        both = clipped_gradient_sum(squared, net, (x, y), clip_norm=1.0, engine=engine)
+        less = clipped_gradient_sum(squared, net, (x[:-1], y[:-1]), clip_norm=1.0, engine=engine)
+        assert (both - less).norm() <= 1 + 1e-5
+
+
+def test_layers_that_are_changed_in_place_are_left_to_vmap():
+    net, records = fresh(nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 3))), CASES["mlp"][1](4)
+    oracle = clipped_gradient_sum(squared, net, records, clip_norm=1.0, engine="loop")
+    torch.testing.assert_close(clipped_gradient_sum(squared, net, records, clip_norm=1.0), oracle)
+    with pytest.raises(ValueError, match="works in place"):
+        clipped_gradient_sum(squared, net, records, clip_norm=1.0, engine="layers")
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan"), {}, {"0.": 1.0}])
+def test_bounds_that_bound_nothing_are_refused(bound):
+    with pytest.raises(PrivacyError, match="clip_norm"):
+        clipped_gradient_sum(squared, fresh(mlp()), CASES["mlp"][1](2), clip_norm=bound)
+
+
+def test_records_of_unequal_length_are_refused():
+    x, y = CASES["mlp"][1](4)
+    with pytest.raises(ValueError, match="lengths"):
+        clipped_gradient_sum(squared, fresh(mlp()), (x, y[:3]), clip_norm=1.0)
+    with pytest.raises(ValueError, match="draws=3"):
+        clipped_gradient_sum(squared, fresh(mlp()), (x, y), clip_norm=1.0, draws=3)
+
+
+def test_the_classifier_and_generator_of_the_library_have_formulas():
+    from dpgm.nets.classifiers import SmallCNN
+
+    net = SmallCNN(height=8, width=8, channels=1, n_classes=3, rng=rng())
+    x, y = torch.rand(5, 1, 8, 8, generator=rng(1)), torch.tensor([0, 1, 2, 0, 1])
+
+    def loss(net, x, y):
+        return F.cross_entropy(net(x), y, reduction="none")
+
+    found = clipped_gradient_sum(loss, net, (x, y), clip_norm=0.1, engine="layers")
+    torch.testing.assert_close(found, clipped_gradient_sum(loss, net, (x, y), clip_norm=0.1, engine="loop"))

@@ -1,0 +1,84 @@
+"""PGE's published training: what its parts compute, and the one-step counterexample to its theorem."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dpgm.mechanisms.perturbed import PerturbedProjections, nearest_response, perturbed_loss
+from dpgm.privacy.guarantee import Evidence, PrivacyError, Relation
+from dpgm.privacy.mechanism import ClaimEvent, SeededNoise
+from dpgm.schema import Rows
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1.0, 3.0])
+def test_the_response_keeps_its_vector_as_often_as_it_should(epsilon):
+    """4,000 coins: |z| below 5 (6e-7); the others are among the nearest."""
+    v = torch.randn(4000, 6, generator=torch.Generator().manual_seed(0))
+    k = 5
+    out = nearest_response(v, epsilon=epsilon, k=k, coins=np.random.default_rng(0))
+    kept = float((out == v).all(1).double().mean())
+    expected = math.exp(epsilon) / (math.exp(epsilon) + k - 1)
+    assert abs(kept - expected) < 5 * math.sqrt(expected * (1 - expected) / 4000)
+    cosine = torch.nn.functional.cosine_similarity(out, v)
+    rank = torch.nn.functional.cosine_similarity(v[:20, None], v[None], dim=2).topk(k, dim=1).values[:, -1]
+    assert bool((cosine[:20] >= rank - 1e-6).all())
+
+
+def test_the_response_copes_with_one_candidate():
+    v = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    for k in (1, 10):
+        assert nearest_response(v[:1], epsilon=1.0, k=k, coins=np.random.default_rng(0)).equal(v[:1])
+
+
+@pytest.mark.parametrize("loss", ["printed", "derived"])
+def test_the_loss_of_a_linear_score(loss):
+    """q(x) = A x has the Jacobian A, so every term is known."""
+    g = torch.Generator().manual_seed(0)
+    a, x, v, r = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((4, 4), (6, 4), (6, 4), (6, 4)))
+    left = r if loss == "printed" else v
+    true = ((left @ a * r).sum(1) + ((x @ a.T) * v).sum(1) ** 2 / 2).mean()
+    torch.testing.assert_close(perturbed_loss(lambda z: z @ a.T, x, v, r, loss=loss), true)
+
+
+class Decay(torch.nn.Module):
+    """q(x) = -theta x: one number to train."""
+
+    def __init__(self):
+        super().__init__()
+        self.theta = torch.nn.Parameter(torch.tensor(4.0))
+
+    def forward(self, x, y, code=None):
+        return -self.theta * x
+
+
+def mechanism(**kw):
+    return PerturbedProjections(**{"build": Decay, "epsilon": 0.2, "steps": 1, "batch": 4, "k": 2, **kw})
+
+
+def test_the_claim_is_refuted_in_one_step():
+    """The event {theta falls} has probability 0 without the bright record and a large one with it.
+
+    With black records the loss is -theta |R(v)|^2: theta can only rise. One white record among four adds
+    theta^2 (v^T x)^2 / 2, which makes it fall whenever the record is drawn and theta (v^T x)^2 outweighs the sum of
+    |R(v)|^2. So no (0.2, delta) holds with delta below the frequency seen.
+    """
+    black = np.zeros((4, 16, 16, 1), np.uint8)
+    bright = black.copy()
+    bright[0] = 255
+    falls = []
+    for image in (black, bright):
+        rows = Rows(image=image, label=np.zeros(4, np.int64))
+        found = [mechanism()(rows, SeededNoise(s))["theta"] < 4 for s in range(60)]
+        falls.append(float(np.mean(found)))
+    assert falls[0] == 0
+    assert falls[1] > 0.1
+
+
+def test_price_and_numbers():
+    cost = mechanism().cost(Relation.ADD_REMOVE)
+    assert cost.event == ClaimEvent(0.2, 0.0)
+    assert cost.evidence is Evidence.REFUTED
+    with pytest.raises(PrivacyError, match="whole numbers"):
+        mechanism(k=0)

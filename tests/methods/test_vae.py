@@ -1,0 +1,175 @@
+"""DP2-VAE: six forms on small digits; price, resuming, and what they draw."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from dpgm.mechanisms.gradient import PoissonGradient
+from dpgm.mechanisms.latents import LocalInference
+from dpgm.methods.base import Batch, Note, privatise
+from dpgm.methods.labelled import Labelled
+from dpgm.methods.vae import DP2VAE
+from dpgm.privacy.curator import Curator
+from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
+from dpgm.privacy.ledger import Ledger
+from dpgm.privacy.mechanism import SeededNoise
+from dpgm.schema import ImageSchema, Rows, SchemaError
+
+FORMS = ("local", "one-shot", "budget-split", "public", "joint", "published")
+BUDGET = Budget(epsilon=8.0, delta=1e-4)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    x, y = load_digits(return_X_y=True)
+    return (x.reshape(-1, 8, 8, 1) * 15).astype(np.uint8), y.astype(np.int64)
+
+
+def schema(height=8, width=8, channels=1, size: int | None = 1400):
+    return ImageSchema(height=height, width=width, channels=channels, classes=tuple("0123456789"), size=size)
+
+
+def small(**kw):
+    return DP2VAE(**{"warm_start": "none", "steps": 12, "rate": 0.1, "latent": 4, "hidden": 32, "local_steps": 2, **kw})
+
+
+def open_curator(rows, facts, ledger=None):
+    ledger = Ledger(None, relation=Relation.ADD_REMOVE, cap=BUDGET) if ledger is None else ledger
+    return Curator(lambda: rows, schema=facts, ledger=ledger, noise=SeededNoise(0))
+
+
+def release_of(method, digits, **kw):
+    x, y = digits
+    facts = schema()
+    plan = method.plan(facts, relation=Relation.ADD_REMOVE, budget=BUDGET)
+    rows = Rows(image=x[:1400], label=y[:1400])
+    return privatise(method, open_curator(rows, facts, kw.pop("ledger", None)), plan, seed=0, allow="refuted", **kw)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_plan_spends_the_budget_and_states_its_evidence(form):
+    plan = small(privacy=form).plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    promise = plan.guarantee()
+    assert 0.98 * 8 < promise.epsilon <= 8
+    assert promise.evidence is (Evidence.REFUTED if form == "published" else Evidence.PROVED)
+    assert sum(n for m, n in plan.items if isinstance(m, PoissonGradient)) == 12
+
+
+@pytest.mark.parametrize(("form", "start"), [(form, "none") for form in FORMS] + [("local", "pictures")])
+def test_every_form_runs_and_its_model_comes_back_from_the_release(form, start, digits):
+    method = small(privacy=form, warm_start=start)
+    release = release_of(method, digits)
+    model = method.train(release, seed=0)
+    batch = model.sample(23, seed=5)
+    assert isinstance(batch, Batch)
+    assert batch.images.shape == (23, 8, 8, 1)
+    again = DP2VAE.from_json(method.to_json()).restore(release, model.tensors())
+    assert (again.sample(23, seed=5).images == batch.images).all()
+    assert release.tensors["moments"].shape == (10, 4 + 10 + 1)
+
+
+def test_the_published_form_runs_only_when_refuted_is_allowed(digits):
+    method, facts = small(privacy="published"), schema()
+    plan = method.plan(facts, relation=Relation.ADD_REMOVE, budget=BUDGET)
+    curator = open_curator(Rows(image=digits[0], label=digits[1]), facts)
+    with pytest.raises(PrivacyError, match="--allow refuted"):
+        privatise(method, curator, plan, seed=0)
+
+
+def test_starting_from_made_up_pictures_costs_nothing(digits, monkeypatch):
+    seen = []
+    monkeypatch.setattr("dpgm.methods.vae.LocalInference", lambda **kw: seen.append(kw) or LocalInference(**kw))
+    release_of(small(warm_start="pictures"), digits)
+    assert seen[0]["start"] is not None
+    plans = [
+        small(warm_start=start).plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+        for start in ("none", "pictures", "components")
+    ]
+    assert plans[0].items == plans[1].items
+    assert plans[2].details["noise_multiplier"] > plans[0].details["noise_multiplier"]
+
+
+def test_what_cannot_be_priced_is_refused():
+    with pytest.raises(PrivacyError, match="replace one"):
+        small().plan(schema(), relation=Relation.REPLACE, budget=BUDGET)
+    with pytest.raises(SchemaError, match="declared number"):
+        small().plan(schema(size=None), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    with pytest.raises(PrivacyError, match="prior_share"):
+        small(prior_share=0.0).plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+
+
+def test_it_draws_digits_that_teach_a_classifier(digits):
+    method = small(steps=60, rate=0.3, latent=6, hidden=64, local_steps=5, warm_start="components")
+    batch = method.train(release_of(method, digits), seed=0).sample(1500, seed=1)
+    x, y = digits
+    classifier = LogisticRegression(max_iter=300).fit(batch.images.reshape(1500, -1) / 255, batch.labels)
+    assert classifier.score(x[1400:].reshape(-1, 64) / 255, y[1400:]) > 0.6  # 0.1 by chance
+
+
+@pytest.mark.parametrize("size", [(28, 28, 1), (32, 32, 3), (64, 64, 3), (9, 14, 1)])
+@pytest.mark.parametrize("decoder", ["mlp", "conv"])
+def test_it_takes_images_from_8_to_64_pixels_grey_and_colour(decoder, size):
+    rng = np.random.default_rng(0)
+    rows = Rows(image=rng.integers(0, 256, (6, *size)).astype(np.uint8), label=rng.integers(0, 10, 6).astype(np.int64))
+    facts = schema(*size, size=6)
+    method = DP2VAE(
+        decoder=decoder,
+        latent=3,
+        hidden=8,
+        width=2,
+        steps=1,
+        rate=0.5,
+        local_steps=1,
+        warm_start="components" if size[0] < 28 else "none",
+    )
+    plan = method.plan(facts, relation=Relation.ADD_REMOVE, budget=BUDGET)
+    release = privatise(method, open_curator(rows, facts), plan, seed=0, allow="unsupported")
+    assert method.train(release, seed=0).sample(3, seed=0).images.shape == (3, *size)
+
+
+@pytest.mark.parametrize("form", ["local", "budget-split"])
+def test_an_interrupted_run_goes_on_and_never_asks_for_more_than_was_reserved(form, digits, tmp_path):
+    method = small(privacy=form, warm_start="components")
+    states = []
+
+    class Killed(Exception):
+        pass
+
+    def watch(note: Note):
+        if note.state is not None:
+            states.append(note.state)
+        if note.stage == "last" and note.step == 5:
+            raise Killed
+
+    def ledger():
+        return Ledger(tmp_path / "ledger.jsonl", relation=Relation.ADD_REMOVE, cap=BUDGET)
+
+    with ledger() as book, pytest.raises(Killed):
+        release_of(method, digits, ledger=book, on_note=watch)
+    plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    with ledger() as book:
+        release = release_of(method, digits, ledger=book, state=states[-1])
+        assert [book.used("fit", i) for i in range(len(plan.items))] == [n for _, n in plan.items]
+        assert len([e for e in book.entries if e["kind"] == "reserve"]) == 1
+        assert not [e for e in book.entries if e["kind"] == "repeat"]
+    assert method.train(release, seed=0).sample(4, seed=0).images.shape == (4, 8, 8, 1)
+
+
+def test_checkpoints_hold_releases_only(digits):
+    """No checkpoint has an axis as long as the records, and codes never appear."""
+    states = []
+    release_of(small(warm_start="components"), digits, on_note=lambda n: states.append(n.state))
+    for state in filter(None, states):
+        assert all(1400 not in value.shape for value in state.values())
+        assert {name.split(".")[0] for name in state} <= {"components", "last"}
+
+
+def test_a_labeller_takes_its_share():
+    method = Labelled(generator=small(), share=0.2, steps=10)
+    plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    assert 0.95 * 8 < plan.guarantee().epsilon <= 8
+    assert [n for _, n in plan.items] == [12, 1, 10]
+    assert dataclasses.asdict(method)["share"] == 0.2

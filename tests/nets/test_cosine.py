@@ -1,0 +1,82 @@
+"""Cosine moments: an orthonormal basis, bounded features, and a Gaussian law that comes back from its own moments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dpgm.nets.cosine import CosineMoments, MomentGenerator, cosine_basis
+
+
+@pytest.mark.parametrize("size", [(8, 8, 1), (28, 28, 1), (32, 32, 3), (20, 17, 1)])
+def test_the_basis_is_orthonormal_and_starts_with_brightness(size: tuple[int, int, int]) -> None:
+    basis = cosine_basis(*size, count=30)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(30), atol=1e-5, rtol=0)
+    assert basis[0].abs().std() < 1e-6
+
+
+def test_the_whole_basis_loses_nothing() -> None:
+    basis = cosine_basis(8, 8, 3, count=192)
+    x = torch.rand(5, 192, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x @ basis.T @ basis, x, atol=1e-5, rtol=0)
+
+
+def test_features_are_bounded_even_for_the_brightest_image() -> None:
+    moments = CosineMoments(height=28, width=28, channels=1)
+    norms = moments(torch.stack([torch.zeros(1, 28, 28), torch.ones(1, 28, 28), torch.eye(28)[None]])).norm(dim=1)
+    assert norms[0] == 0
+    assert norms.max() <= 1 + 1e-5
+    unclipped = CosineMoments(height=28, width=28, channels=1, radius=2.0)
+    assert unclipped(torch.ones(1, 1, 28, 28)).norm() <= 1 + 1e-5, "the radius clips whatever it is"
+
+
+def _gaussian_images(n: int, rng: torch.Generator, moments: CosineMoments) -> tuple[torch.Tensor, torch.Tensor]:
+    mean = torch.zeros(moments.count)
+    mean[:3] = torch.tensor([0.4, 0.1, -0.1])
+    factor = torch.zeros(moments.count, 2)
+    factor[0, 0], factor[1, 0], factor[2, 1] = 0.05, 0.05, 0.08
+    z = mean + torch.randn(n, 2, generator=rng) @ factor.T
+    return (z @ moments.basis * moments.radius).view(n, 1, 8, 8), torch.cat([mean[:, None], factor], 1)
+
+
+def test_a_gaussian_law_comes_back_from_its_moments() -> None:
+    moments = CosineMoments(height=8, width=8, channels=1, count=10)
+    images, law = _gaussian_images(20_000, torch.Generator().manual_seed(0), moments)
+    found = moments.gaussians(moments(images).mean(0, keepdim=True), torch.tensor([1e-4]), pooled=0.0)[0]
+    torch.testing.assert_close(found[:, 0], law[:, 0], atol=3e-3, rtol=0)
+    covariance, wanted = found[:, 1:] @ found[:, 1:].T, law[:, 1:] @ law[:, 1:].T
+    torch.testing.assert_close(covariance, wanted, atol=5e-4, rtol=0)
+
+
+def test_noise_alone_opens_no_direction() -> None:
+    moments = CosineMoments(height=8, width=8, channels=1, count=20)
+    noise_std = torch.full((3,), 0.01)
+    rng = torch.Generator().manual_seed(0)
+    target = 0.01 * torch.randn(3, moments.dim, generator=rng)
+    kept = moments.gaussians(target, noise_std, pooled=0.0, edge=1.5)[:, :, 1:].abs().sum()
+    twin = moments.gaussians(target, noise_std, pooled=0.0, edge=0.0)[:, :, 1:].abs().sum()
+    assert kept == 0
+    assert twin > 0, "without the edge, noise is taken for variance"
+
+
+def test_the_generator_begins_at_the_law() -> None:
+    moments = CosineMoments(height=8, width=8, channels=1, count=10)
+    images, law = _gaussian_images(4_000, torch.Generator().manual_seed(0), moments)
+    net = MomentGenerator(
+        moments, height=8, width=8, channels=1, n_classes=2, rank=2, rng=torch.Generator().manual_seed(0)
+    )
+    net.begin(torch.stack([law, law]))
+    drawn = net.eval().sample(torch.zeros(4_000, dtype=torch.long), rng=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(drawn.mean(0), images.clamp(0, 1).mean(0), atol=0.02, rtol=0)
+    torch.testing.assert_close(drawn.std(0), images.clamp(0, 1).std(0), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 1), (28, 28, 1), (32, 32, 3), (64, 64, 3), (20, 17, 1)])
+def test_images_have_the_declared_size_and_range(size: tuple[int, int, int]) -> None:
+    height, width, channels = size
+    moments = CosineMoments(height=height, width=width, channels=channels)
+    rng = torch.Generator().manual_seed(0)
+    net = MomentGenerator(moments, height=height, width=width, channels=channels, n_classes=3, rng=rng)
+    x = net.eval().sample(torch.tensor([0, 1, 2]), rng=rng)
+    assert x.shape == (3, channels, height, width)
+    assert 0 <= x.min() <= x.max() <= 1

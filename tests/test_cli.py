@@ -1,0 +1,206 @@
+"""The command line as a user meets it: files, exit codes, JSON, resuming after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpgm import artefact
+from dpgm.cli import BAD_INPUT, COMMANDS, OK, REFUSED, USAGE, main
+
+SMALL = ["--dim", "200", "--steps", "20", "--samples", "60"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    words = ["run", "digits", "--method", "merf", "--epsilon", "1", "--seed", "0", "--out", str(out), *SMALL]
+    assert main(words) == OK
+    return out
+
+
+def test_a_run_leaves_what_other_programs_rely_on(run: Path) -> None:
+    names = (
+        "run.json ledger.jsonl release.safetensors model.safetensors samples.npz samples.png metrics.json report.html"
+    )
+    assert not [n for n in names.split() if not (run / n).is_file() or (run / n).stat().st_size == 0]
+    facts = json.loads((run / "run.json").read_text())
+    guarantee = facts["guarantee"]
+    assert guarantee["epsilon"] <= 1
+    assert (guarantee["evidence"], guarantee["relation"], guarantee["unit"]) == ("proved", "add/remove one", "record")
+    assert guarantee["delta"] == 1e-4
+    assert set(facts["seconds"]) == {"read", "release", "train", "sample", "evaluate"}
+    assert (facts["method"], facts["data"], facts["seed"]) == ("merf", "digits", 0)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"cnn", "logreg", "mlp", "real_cnn"} <= set(metrics["accuracy"])
+    assert metrics["seconds"] > 0
+    assert metrics["peak_memory_mb"] > 0
+    assert metrics["exposures"], "the reference on real data is a look that must be named"
+    with np.load(run / "samples.npz") as samples:
+        assert samples["images"].shape == (60, 8, 8, 1)
+        assert samples["images"].dtype == np.uint8
+
+
+def test_no_artefact_names_a_place_of_the_machine(run: Path) -> None:
+    for file in run.iterdir():
+        assert str(run.parent).encode() not in file.read_bytes(), file.name
+
+
+def test_training_again_is_free(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    words = ["train", str(run / "release.safetensors"), "--steps", "10", "--samples", "10", "--seed", "3"]
+    assert main([*words, "--out", str(out)]) == OK
+    assert (out / "ledger.jsonl").read_bytes() == (run / "ledger.jsonl").read_bytes()
+    before, after = artefact.load_model(run), artefact.load_model(out)
+    assert after.guarantee == before.guarantee
+    assert not np.array_equal(after.sample(4, seed=0).images, before.sample(4, seed=0).images)
+
+
+def test_what_decided_the_release_cannot_change(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(run), "--dim", "50", "--out", str(tmp_path / "x")]) == BAD_INPUT
+    assert "dim" in capsys.readouterr().err
+
+
+def test_sampling_by_label(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "threes.npz"
+    assert main(["sample", str(run), "--n", "5", "--labels", "3", "--seed", "1", "--out", str(out)]) == OK
+    assert artefact.load_samples(out).labels.tolist() == [3] * 5
+
+
+def test_a_plan_reads_no_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from dpgm.data import DataSet
+
+    def touched(self: DataSet) -> None:
+        raise AssertionError("a row was read")
+
+    monkeypatch.setattr(DataSet, "train", touched)
+    monkeypatch.setattr(DataSet, "test", touched)
+    assert main(["plan", "digits", "--dim", "100", "--json"]) == OK
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["guarantee"]["epsilon"] == pytest.approx(1, abs=1e-6)
+    assert plan["seconds"] > 0
+    assert plan["memory_mb"] > 0
+
+
+def test_json_is_all_there_is_on_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "digits", "--out", str(tmp_path / "r"), "--json", "--dim", "50", "--steps", "3"]) == OK
+    assert json.loads(capsys.readouterr().out)["guarantee"]["evidence"] == "proved"
+
+
+@pytest.mark.parametrize(
+    ("words", "epsilon"),
+    [
+        ("--noise-multiplier 3 --rate 0.1 --steps 512 --delta 1e-6", 3.77),
+        ("--mu 0.268", 1.0),
+        ("--epsilon 1 --rate 0.136 --steps 300", 1.0),
+        ("--noise-multiplier 2 --relation replace", 1.993),
+    ],
+)
+def test_account(words: str, epsilon: float, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["account", *words.split(), "--json"]) == OK
+    assert json.loads(capsys.readouterr().out)["epsilon"] == pytest.approx(epsilon, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["fly"], USAGE, "no command 'fly'"),
+        ([], USAGE, ""),
+        (["run", "nosuch", "--out", "x"], BAD_INPUT, "named sets are"),
+        (["run", "digits", "--method", "nosuch", "--out", "x"], BAD_INPUT, "there are"),
+        (["run", "digits", "--method", "labelled", "--out", "x"], BAD_INPUT, "--labeller"),
+        (["run", "digits", "--epsilon", "-1", "--out", "x"], REFUSED, "above 0"),
+        (["run", "digits", "--delta", "1", "--out", "x"], REFUSED, "1e-5"),
+        (["account"], REFUSED, "--noise-multiplier"),
+        (["cite", "nosuch"], BAD_INPUT, "neither"),
+        (["sample", "nosuch"], BAD_INPUT, "does not exist"),
+        (["train", "nosuch", "--out", "x"], BAD_INPUT, "give a release"),
+    ],
+)
+def test_errors_say_what_to_do(
+    words: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
+
+
+def test_unknown_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "digits", "--out", str(tmp_path / "x"), "--stepz", "3"])
+    assert stop.value.code == USAGE
+
+
+def test_a_finished_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "ledger.jsonl").read_bytes()
+    assert main(["run", "digits", "--out", str(run), *SMALL]) == BAD_INPUT
+    assert "dpgm train" in capsys.readouterr().err
+    assert (run / "ledger.jsonl").read_bytes() == before
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == OK
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+def test_cite_names_method_and_mechanism(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cite", str(run)]) == OK
+    shown = capsys.readouterr().out
+    assert "@misc{harder2021dpmerf" in shown
+    assert "@misc{balle2018improving" in shown
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, dpgm, dpgm.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _until_killed(words: list[str], there: Path) -> None:
+    """Run a command and kill it the hard way once `there` exists."""
+    code = f"import sys; from dpgm.cli import main; sys.exit(main({words!r}))"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while not there.exists() and child.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        assert child.poll() is None, "the run ended before it could be killed"
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def test_a_killed_run_goes_on_and_pays_once(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["fit", "digits", "--out", str(out), "--dim", "100", "--steps"]
+    _until_killed([*words, "1000000"], out / "release.safetensors")
+    paid = (out / "ledger.jsonl").read_bytes()
+    released = artefact.load_release(out).tensors["sums"]
+    assert main([*words, "5"]) == OK
+    assert (out / "ledger.jsonl").read_bytes() == paid, "training costs nothing, so nothing was paid again"
+    np.testing.assert_array_equal(artefact.load_release(out).tensors["sums"], released)
+
+
+def test_a_resumed_run_cannot_change_its_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["fit", "digits", "--out", str(out), "--dim", "100", "--steps"]
+    _until_killed([*words, "1000000"], out / "release.safetensors")
+    assert main([*words, "5", "--count-weight", "0.5"]) == REFUSED
+    assert main([*words, "5", "--epsilon", "2"]) == REFUSED
+    said = capsys.readouterr().err
+    assert "another plan" in said
+    assert "terms are" in said

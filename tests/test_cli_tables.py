@@ -1,0 +1,123 @@
+"""Tables on the command line: drafting a schema, a whole run, its report, sampling by label, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpgm.cli import BAD_INPUT, OK, REFUSED, main
+from dpgm.evaluation.table_figures import describe, figures
+from dpgm.schema import Column, TableSchema
+
+pd = pytest.importorskip("pandas")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, rng = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
+    for name, n in (("public", 600), ("train", 800), ("test", 300)):
+        y = rng.integers(0, 2, n)
+        frame = pd.DataFrame(
+            {
+                "job": np.where(rng.random(n) < 0.7, np.array(["cook", "nurse"])[y], "<b>clerk</b>"),
+                "age": np.clip(rng.normal(35 + 15 * y, 9), 18, 90).astype(int),
+                "wage": np.where(rng.random(n) < 0.2, "?", (100 * rng.random(n)).round(2).astype(str)),
+                "ill": np.array(["no", "yes"])[y],
+            }
+        )
+        frame.to_csv(root / f"{name}.csv", index=False)
+    words = ["schema", "draft", str(root / "public.csv"), "--from-public", "--label", "ill", "--size", "800"]
+    assert main([*words, "--out", str(root / "s.json")]) == OK
+    return root
+
+
+def words(folder: Path, out: Path, *more: str) -> list[str]:
+    data = [str(folder / "train.csv"), "--schema", str(folder / "s.json"), "--method", "slicing", "--epsilon", "3"]
+    return ["run", *data, "--steps", "60", "--components", "16", "--samples", "200", "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    assert main(words(folder, folder / "run", "--test", str(folder / "test.csv"), "--public")) == OK
+    return folder / "run"
+
+
+def test_a_run_leaves_a_table_and_its_scores(run: Path) -> None:
+    frame = pd.read_csv(run / "samples.csv")
+    assert list(frame.columns) == ["job", "age", "wage", "ill"]
+    assert len(frame) == 200
+    assert set(frame["job"].dropna()) <= {"cook", "nurse", "<b>clerk</b>"}
+    assert frame["age"].between(18, 90).all()
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    assert {"logreg", "boosting", "real_logreg", "real_boosting"} == set(metrics["utility"])
+    assert metrics["fidelity"]["TVComplement"] > 0.8
+    assert metrics["exposures"]
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["guarantee"]["evidence"] == "proved"
+    assert facts["guarantee"]["epsilon"] <= 3
+    assert facts["guarantee"]["delta"] == 1e-3
+    assert facts["data"] == "train.csv"
+
+
+def test_the_report_shows_columns_and_escapes_their_texts(run: Path) -> None:
+    page = (run / "report.html").read_text("utf-8")
+    assert "Column by column" in page
+    assert "hang together" in page
+    assert "4 columns (2 category, 1 integer, 1 number)" in page
+    assert "<b>clerk" not in page
+    assert "&lt;b&gt;clerk" in page
+
+
+def test_a_run_on_own_records_looks_at_no_test_part(folder: Path, tmp_path: Path) -> None:
+    assert main(words(folder, tmp_path / "run")) == OK
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "utility" not in metrics
+    assert "real" not in metrics["figures"]["columns"][0]
+    assert "Column by column" in (tmp_path / "run" / "report.html").read_text("utf-8")
+
+
+def test_training_and_sampling_again_are_free(run: Path, tmp_path: Path) -> None:
+    again = ["train", str(run / "release.safetensors"), "--steps", "5", "--samples", "20", "--out", str(tmp_path / "b")]
+    assert main(again) == OK
+    assert (tmp_path / "b" / "samples.csv").is_file()
+    out = tmp_path / "yes.csv"
+    assert main(["sample", str(run), "--n", "30", "--labels", "yes", "--out", str(out)]) == OK
+    assert set(pd.read_csv(out)["ill"]) == {"yes"}
+    assert main(["sample", str(run), "--n", "3", "--labels", "perhaps", "--out", str(out)]) == BAD_INPUT
+
+
+def test_what_is_refused_says_what_to_do(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "draft", str(folder / "train.csv")]) == BAD_INPUT
+    assert "--from-public" in capsys.readouterr().err
+    assert main(["run", str(folder / "train.csv"), "--method", "slicing", "--out", str(tmp_path / "a")]) == BAD_INPUT
+    assert "dpgm schema draft" in capsys.readouterr().err
+    line = words(folder, tmp_path / "c")
+    line[line.index("slicing")] = "merf"
+    assert main([w for w in line if w not in ("--components", "16")]) == BAD_INPUT
+    assert "--method slicing" in capsys.readouterr().err
+    assert main(words(folder, tmp_path / "d", "--mode", "paper")) == REFUSED
+    assert "number of records" in capsys.readouterr().err.replace("\n", " ")
+    assert main(words(folder, tmp_path / "e", "--mode", "full-rank", "--relation", "replace", "--steps", "3")) == OK
+
+
+def test_figures_take_nothing_for_granted() -> None:
+    assert figures(None) == ""
+    assert figures({"columns": []}) == ""
+    schema = TableSchema(
+        columns=(
+            Column(name="a", kind="category", values=tuple(map(str, range(30))), missing=True),
+            Column(name="d", kind="date", low="2000-01-01", high="2001-01-01", missing=True),
+        )
+    )
+    table = np.array([[3.0, 10960.0], [np.nan, np.nan], [29.0, 11000.0]])
+    shown = describe(table, table, schema)
+    assert [len(c["bars"]) for c in shown["columns"]] == [13, 11]
+    assert all(sum(c["synthetic"]) == pytest.approx(1, abs=1e-4) for c in shown["columns"])
+    assert shown["dependence"]["real"][0][0] == pytest.approx(1.0)
+    empty = describe(table[:0], None, schema)
+    assert sum(empty["columns"][0]["synthetic"]) == 0
+    assert "<svg" in figures(shown)
