@@ -20,7 +20,7 @@ from dpgm.schema import ImageSchema, Rows, SchemaError
 
 BUDGET = Budget(epsilon=4.0, delta=1e-4)
 SMALL = Labeller(steps=60, rate=0.2, dim=120, pictures=300)
-GENERATOR = DPMERF(steps=3, batch=10, latent=4, width=2)
+GENERATOR = DPMERF(steps=3, batch=10, latent=4, hidden=16)
 
 
 @pytest.fixture(scope="module")
