@@ -131,7 +131,9 @@ ROWS_ROOMS = (
 def rows_stay_home(module: Module) -> Iterator[str]:
     """Only the rooms above may name Rows; a method, a net, a sampler, the ledger and a model never see one."""
     if not module.within(*ROWS_ROOMS):
-        yield from (f"imports {name}" for name in module.imports() if name in {"dpgm.schema.Rows", "dpgm.schema.rows.Rows"})
+        yield from (
+            f"imports {name}" for name in module.imports() if name in {"dpgm.schema.Rows", "dpgm.schema.rows.Rows"}
+        )
         yield from ("names Rows" for node in module.nodes(ast.Attribute) if dotted(node).endswith("schema.Rows"))
 
 

@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,7 @@ class Screen:
         print(json.dumps(value, indent=2) if self.as_json else text)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Generator[None]:
         """Time a stage under `name`; stages of one name add up."""
         start = time.perf_counter()
         try:
@@ -49,7 +49,7 @@ class Screen:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     @contextmanager
-    def progress(self, epsilon: float) -> Iterator[Callable[[Note], None]]:
+    def progress(self, epsilon: float) -> Generator[Callable[[Note], None]]:
         """A bar that shows notes, with the epsilon that is reserved, the time gone and the time left."""
         with Progress(
             TextColumn("{task.description}"),
