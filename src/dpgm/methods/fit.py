@@ -1,4 +1,4 @@
-"""`dpgm.fit`: from arrays to a model in one call, with curator and ledger built on the way."""
+"""`dpgm.fit`: from arrays or files to a model in one call, with curator and ledger built on the way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dpgm.methods.base import Method, Model, OnNote, check_takes, privatise
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
+from dpgm.privacy.mechanism import Reader
 from dpgm.schema import AnySchema, ImageSchema, Rows, SchemaError, TableSchema, default_delta
 
 
@@ -37,8 +38,9 @@ def fit(
     Args:
         method: what to fit, e.g. `DPMEPF()`.
         x: private images [n, h, w] or [n, h, w, c] (or tensors [n, c, h, w]); uint8, or floats in [0, 1]. Or a pandas
-            frame, with a `TableSchema`.
-        y: private labels [n], whole numbers from 0; left out for a frame, which has its label among its columns.
+            frame, with a `TableSchema`. Or a source that `dpgm run` takes: the name of a public set, or the path of a
+            file or folder, with its schema; it is read after its price is reserved.
+        y: private labels [n], whole numbers from 0; left out for a frame or a source, which hold them.
         epsilon: privacy loss allowed, above 0.
         delta: slack allowed; by default 1/size rounded down to a power of ten. 0 asks for pure privacy.
         relation: which data sets are neighbours.
@@ -57,10 +59,34 @@ def fit(
         SchemaError: data or options that do not fit; the message says what is allowed.
         PrivacyError: a plan that is refused.
     """
-    rows: Rows | None = None
+    reader, facts = _opened(x, y, schema=schema, classes=classes, size=size)
+    if delta is None:
+        if facts.size is None:
+            raise PrivacyError(
+                "neither delta nor size is given; pass delta=1e-5, or size= the declared number of records (public): "
+                "the default delta is 1/size rounded down to a power of ten"
+            )
+        delta = default_delta(facts.size)
+    check_takes(method, facts)
+    budget = Budget(epsilon=epsilon, delta=delta)
+    with Ledger(None if ledger is None else Path(ledger), relation=relation, cap=budget) as book:
+        curator = Curator(reader, schema=facts, ledger=book)
+        plan = method.plan(facts, relation=relation, budget=budget)
+        release = privatise(method, curator, plan, seed=seed, on_note=on_note, allow=allow)
+    return method.train(release, seed=seed, on_note=on_note)
+
+
+def _opened(
+    x: Any, y: Any, *, schema: AnySchema | None, classes: int | Sequence[str] | None, size: int | None
+) -> tuple[Reader, Any]:
+    """What reads the rows, and their public facts."""
+    if isinstance(x, str | Path):
+        data = _source(x, y, schema, classes, size)
+        return data.train, data.schema
     if hasattr(x, "columns") or isinstance(schema, TableSchema):
-        rows = _table(x, y, schema)
-    images = _images(x) if rows is None else np.zeros((0, 1, 1, 1), np.uint8)
+        table = _table(x, y, schema)
+        return lambda: table, schema
+    images = _images(x)
     if schema is None:
         if classes is None:
             raise SchemaError(
@@ -70,23 +96,23 @@ def fit(
         names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
         height, width, channels = images.shape[1:]
         schema = ImageSchema(height=height, width=width, channels=channels, classes=names, size=size)
-    if delta is None:
-        if schema.size is None:
-            raise PrivacyError(
-                "neither delta nor size is given; pass delta=1e-5, or size= the declared number of records (public): "
-                "the default delta is 1/size rounded down to a power of ten"
-            )
-        delta = default_delta(schema.size)
-    if rows is None:
-        rows = _labelled(images, y)
-    check_takes(method, schema)
-    facts: Any = schema
-    budget = Budget(epsilon=epsilon, delta=delta)
-    with Ledger(None if ledger is None else Path(ledger), relation=relation, cap=budget) as book:
-        curator = Curator(lambda: rows, schema=facts, ledger=book)
-        plan = method.plan(facts, relation=relation, budget=budget)
-        release = privatise(method, curator, plan, seed=seed, on_note=on_note, allow=allow)
-    return method.train(release, seed=seed, on_note=on_note)
+    rows = _labelled(images, y)
+    return lambda: rows, schema
+
+
+def _source(
+    x: str | Path, y: Any, schema: AnySchema | None, classes: int | Sequence[str] | None, size: int | None
+) -> Any:
+    """A named set, file or folder, opened but not read."""
+    if y is not None:
+        raise SchemaError("a source holds its own labels; leave y out")
+    if isinstance(schema, TableSchema):
+        from dpgm.data.tables import TableSet
+
+        return TableSet(path=Path(x), schema=schema)
+    from dpgm.data import open_data
+
+    return open_data(x, schema=schema, classes=classes, size=size)
 
 
 def _table(frame: Any, y: Any, schema: AnySchema | None) -> Rows:
