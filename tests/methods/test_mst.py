@@ -101,14 +101,10 @@ def test_without_mbi_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
 def test_records_are_like_those_that_were_measured(tmp_path: Path) -> None:
     from dpgm.evaluation.tables import fidelity, utility
 
-    model: Any = MST(steps=300).train(release(), seed=0)
+    model: Any = MST(steps=1500).train(release(), seed=0)
     drawn, test = model.sample(3000, seed=0).table, made_up(2000, seed=1)
     SCHEMA.check_table(drawn)
-    found = fidelity(test, drawn, SCHEMA)
-    assert min(found["TVComplement"], found["KSComplement"]) > 0.9
-    # Noise decides which of the weaker dependences the tree holds; this one it always does.
-    pair: Any = TableSchema(columns=(SCHEMA.columns[1], SCHEMA.columns[3]))
-    assert min(fidelity(test[:, [1, 3]], drawn[:, [1, 3]], pair).values()) > 0.85
+    assert min(fidelity(test, drawn, SCHEMA).values()) > 0.85
     assert utility(drawn, test, SCHEMA)["logreg"]["auc"] > 0.9
     assert (model.sample(10, labels=[1] * 10, seed=0).labels == 1).all()
     model.save(tmp_path)
