@@ -204,3 +204,61 @@ def test_a_resumed_run_cannot_change_its_plan(tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().err
     assert "another plan" in said
     assert "terms are" in said
+
+
+def test_a_run_killed_after_training_goes_on_from_its_model(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["run", "digits", "--seed", "0", "--out", str(out), *SMALL, "--classifiers", "logreg"]
+    assert main([*words, "--evaluate", "False"]) == OK
+    before = {n: (out / n).read_bytes() for n in ("ledger.jsonl", "release.safetensors", "model.safetensors")}
+    seconds = json.loads((out / "run.json").read_text())["seconds"]
+    (out / "report.html").unlink()  # the last file that a run writes
+    assert main(words) == OK
+    assert before == {n: (out / n).read_bytes() for n in before}
+    again = json.loads((out / "run.json").read_text())["seconds"]
+    assert [again[k] for k in ("read", "release", "train")] == [seconds[k] for k in ("read", "release", "train")]
+    assert set(json.loads((out / "metrics.json").read_text())["accuracy"]) == {"logreg", "real_logreg"}
+    assert main(words) == BAD_INPUT, "it is finished now"
+
+
+def test_a_reference_serves_many_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real, out = tmp_path / "real", tmp_path / "run"
+    known = ["--seed", "3", "--classifiers", "logreg"]
+    assert main(["reference", "digits", "--samples", "60", "--out", str(real), *known]) == OK
+    kept = json.loads((real / "metrics.json").read_text())
+    assert kept["accuracy"]["real_logreg"] > 0.5
+    assert json.loads((real / "run.json").read_text())["guarantee"] is None
+    assert main(["run", "digits", "--out", str(out), *SMALL, *known, "--reference", str(real)]) == OK
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["accuracy"]["real_logreg"] == kept["accuracy"]["real_logreg"]
+    assert found["exposures"] == kept["exposures"]
+    other = ["evaluate", str(out), "--seed", "4", "--classifiers", "logreg", "--reference", str(real)]
+    assert main(other) == BAD_INPUT
+    assert "reference was made with" in capsys.readouterr().err
+
+
+def test_private_records_make_no_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "own.npz"
+    np.savez(path, x=np.zeros((20, 8, 8), np.uint8), y=np.arange(20) % 2)
+    words = ["reference", str(path), "--image-size", "8", "--channels", "1", "--classes", "2", "--test-fraction", "0.5"]
+    assert main([*words, "--out", str(tmp_path / "x")]) == REFUSED
+    assert "not private" in capsys.readouterr().err
+
+
+def test_a_bench_shows_its_cells_without_reading_a_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpgm.data import DataSet
+
+    monkeypatch.setattr(DataSet, "_read", lambda self, name: pytest.fail("a row was read"))
+    path = tmp_path / "e.toml"
+    path.write_text("data = ['digits']\nseeds = 2\n[[row]]\nmethod = 'merf'\n[[row]]\nmethod = 'real'\n")
+    assert main(["bench", str(path), "--dry-run", "--json"]) == OK
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert len(cells) == 4
+    assert "proved" in cells[1]["headline"]
+    path.write_text("data = ['digits']\n[[row]]\nmethod = 'nosuch'\n")
+    assert main(["bench", str(path), "--dry-run", "--json"]) != OK
+    assert "there is no method" in json.loads(capsys.readouterr().out)["cells"][0]["error"]
+    assert main(["bench", str(path)]) == BAD_INPUT
+    assert "give --out" in capsys.readouterr().err

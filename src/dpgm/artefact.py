@@ -30,7 +30,7 @@ RUN, LEDGER, RELEASE, MODEL, SAMPLES = (
     "samples.npz",
 )
 TABLE = "samples.csv"
-METRICS, TRAINING, CHECKPOINT = "metrics.json", "training.json", "checkpoint.safetensors"
+METRICS, TRAINING, CHECKPOINT, REPORT = "metrics.json", "training.json", "checkpoint.safetensors", "report.html"
 _KEY = "dpgm"
 
 

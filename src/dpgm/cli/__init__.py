@@ -16,6 +16,8 @@ COMMANDS = {
     "train": ("pipeline", "train again on a release, for free"),
     "sample": ("afterwards", "draw synthetic records from a finished run"),
     "evaluate": ("afterwards", "train classifiers on the samples, test them on real test records"),
+    "reference": ("afterwards", "the same classifiers trained on public real records"),
+    "bench": ("bench", "many runs under one protocol, and a leaderboard of them"),
     "report": ("afterwards", "write report.html of a run folder"),
     "schema": ("tables", "draft the public facts of a table, from a public file of the same columns"),
     "methods": ("facts", "the methods there are, with their evidence and sources"),

@@ -1,26 +1,30 @@
-"""The commands that follow a run: sample, evaluate, report."""
+"""The commands that follow a run: sample, evaluate, report; and reference, which they are compared with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import tyro
 
 from dpgm import artefact
 from dpgm.artefact import METRICS, RUN, SAMPLES, write_json, write_whole
-from dpgm.cli.console import Screen
-from dpgm.cli.options import Data, Flat, parse
+from dpgm.cli.console import Screen, peak_memory_mb
+from dpgm.cli.options import Data, Flat, parse, printable
 from dpgm.data import DataSet
 from dpgm.data.tables import TableSet
 from dpgm.evaluation.grid import png, sample_grid
 from dpgm.evaluation.report import write_report
-from dpgm.evaluation.utility import evaluate_images, public_door
+from dpgm.evaluation.utility import CLASSIFIERS, evaluate_images, public_door, reference_images
 from dpgm.methods.base import Model
 from dpgm.methods.table_batch import TableBatch
+from dpgm.privacy.guarantee import PrivacyError
 from dpgm.schema import SchemaError
+
+Classifiers: TypeAlias = tuple[Literal["cnn", "logreg", "mlp"], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +55,36 @@ class _Evaluate:
     Attributes:
         folder: a run folder with samples; the data may be left out when the run names a public set.
         seed: of the classifiers.
+        classifiers: which; the first, cnn, is the one that is named beforehand.
+        reference: folder of 'dpgm reference', instead of training the same classifiers on real records again.
         json: print one JSON object.
     """
 
     folder: tyro.conf.Positional[Path]
     data: Flat[Data]
     seed: int = 0
+    classifiers: Classifiers = CLASSIFIERS
+    reference: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reference:
+    """What the command takes.
+
+    Attributes:
+        out: the folder to write.
+        seed: of the classifiers and of the choice of records.
+        samples: how many real train records they learn from: as many as the synthetic ones they are compared with.
+        classifiers: which; the first, cnn, is the one that is named beforehand.
+        json: print one JSON object.
+    """
+
+    data: Flat[Data]
+    out: Path
+    seed: int = 0
+    samples: int = 10_000
+    classifiers: Classifiers = CLASSIFIERS
     json: bool = False
 
 
@@ -100,10 +128,46 @@ def evaluate_command(words: list[str]) -> int:
     options = parse("evaluate", _Evaluate, words, about=about)
     screen = Screen(as_json=options.json)
     model = artefact.load_model(options.folder)
-    metrics = measure(model, options.folder, options.data.open(), seed=options.seed)
+    metrics = measure(
+        model,
+        options.folder,
+        options.data.open(),
+        seed=options.seed,
+        classifiers=options.classifiers,
+        reference=options.reference,
+    )
     write_json(options.folder / METRICS, metrics)
     report(options.folder)
     screen.result(metrics, "\n".join(score_lines(metrics)))
+    return 0
+
+
+def reference_command(words: list[str]) -> int:
+    """Score classifiers that are trained on real records."""
+    about = "Train the protocol's classifiers on public real records: what synthetic ones are compared with."
+    options = parse("reference", _Reference, words, about=about)
+    screen, data = Screen(as_json=options.json), options.data.open()
+    if not is_public(data):
+        raise PrivacyError(
+            f"{data.name} is not known to be public, and a reference on real records is not private; use a named "
+            "benchmark set, or say --public for a table whose records are"
+        )
+    with screen.stage("evaluate"):
+        metrics = reference(data, n=options.samples, seed=options.seed, classifiers=options.classifiers)
+    facts = {
+        "method": "real",
+        "data": data.name,
+        "schema": data.schema.to_json(),
+        "guarantee": None,
+        "seed": options.seed,
+        "command": printable(["reference", *words]),
+        "seconds": {k: round(v, 3) for k, v in screen.seconds.items()},
+        "cpu_seconds": {k: round(v, 3) for k, v in screen.cpu_seconds.items()},
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+    }
+    write_json(options.out / RUN, facts)
+    write_json(options.out / METRICS, metrics)
+    screen.result({**facts, "metrics": metrics}, "not private\n" + "\n".join(score_lines(metrics)))
     return 0
 
 
@@ -131,16 +195,43 @@ def draw(model: Model, folder: Path, *, n: int, seed: int) -> dict[str, Any]:
     return {}
 
 
-def measure(model: Model, folder: Path, data: DataSet | TableSet, *, seed: int) -> dict[str, Any]:
+def reference(data: DataSet | TableSet, *, n: int, seed: int, classifiers: Sequence[str]) -> dict[str, Any]:
+    """The protocol's scores of public real train records."""
+    door, test = public_door(data.train), data.test()
+    if isinstance(data, TableSet):
+        from dpgm.evaluation.tables import reference_table
+
+        return reference_table(door, test, schema=data.schema, seed=seed)
+    return reference_images(door, test, schema=data.schema, seed=seed, n=n, classifiers=classifiers)
+
+
+def measure(
+    model: Model,
+    folder: Path,
+    data: DataSet | TableSet,
+    *,
+    seed: int,
+    classifiers: Sequence[str] = CLASSIFIERS,
+    reference: Path | None = None,
+) -> dict[str, Any]:
     """The protocol's scores of the samples in a folder, beside real data where these are public."""
     test = data.test()
     real = public_door(data.train) if is_public(data) else None
+    kept = None if reference is None else artefact.read_json(reference / METRICS)
     if isinstance(data, TableSet):
         from dpgm.evaluation.tables import evaluate_table
 
         synthetic = artefact.load_table(folder, data.schema)
-        return evaluate_table(synthetic.table, test, schema=data.schema, seed=seed, real=real)
-    metrics = evaluate_images(artefact.load_samples(folder), test, schema=model.schema, seed=seed, real=real)
+        return evaluate_table(synthetic.table, test, schema=data.schema, seed=seed, real=real, reference=kept)
+    metrics = evaluate_images(
+        artefact.load_samples(folder),
+        test,
+        schema=model.schema,
+        seed=seed,
+        classifiers=classifiers,
+        real=real,
+        reference=kept,
+    )
     odds = model.classify(test["image"])
     if odds is not None:
         metrics["accuracy"]["labeller"] = float((odds.argmax(1) == test["label"]).mean())

@@ -30,6 +30,7 @@ class Screen:
         self.as_json = as_json
         self.console = Console(stderr=True, highlight=False)
         self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
 
     def say(self, line: str) -> None:
         """One line for a person."""
@@ -41,12 +42,13 @@ class Screen:
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
-        """Time a stage under `name`; stages of one name add up."""
-        start = time.perf_counter()
+        """Time a stage under `name`, by the clock and in seconds of all cores; stages of one name add up."""
+        start, busy = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - busy
 
     @contextmanager
     def progress(self, epsilon: float) -> Generator[Callable[[Note], None]]:

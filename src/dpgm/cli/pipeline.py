@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dpgm import artefact, methods
-from dpgm.artefact import CHECKPOINT, LEDGER, MODEL, RELEASE, RUN, TRAINING, write_json
+from dpgm.artefact import CHECKPOINT, LEDGER, MODEL, RELEASE, REPORT, RUN, TRAINING, write_json
 from dpgm.cli import afterwards
 from dpgm.cli.console import Screen, peak_memory_mb
 from dpgm.cli.options import RELATIONS, Data, Flat, Output, Privacy, method_named, parse, printable, with_method
+from dpgm.evaluation.utility import CLASSIFIERS
 from dpgm.methods.base import Method, Model, Note, Plan, Release, check_allowed, check_takes, privatise
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import PrivacyError
@@ -64,10 +65,14 @@ class Run(Fit):
         samples: how many synthetic records to draw.
         evaluate: train classifiers on them and test these on real test records; by default only for public named sets,
             as the scores of own records are not private.
+        classifiers: which; the first, cnn, is the one that is named beforehand.
+        reference: folder of 'dpgm reference', instead of training the same classifiers on real records again.
     """
 
     samples: int = 10_000
     evaluate: bool | None = None
+    classifiers: afterwards.Classifiers = CLASSIFIERS
+    reference: Path | None = None
 
 
 def plan_command(words: list[str]) -> int:
@@ -96,6 +101,22 @@ def plan_command(words: list[str]) -> int:
     return 0
 
 
+def price(words: list[str]) -> dict[str, Any]:
+    """What the command `run` with these words would promise and take: {seconds, memory_mb, headline}, or {error}."""
+    try:
+        options, method = _parse("run", Run, words, "")
+        schema: Any = options.data.open().schema
+        check_takes(method, schema)
+        privacy = options.privacy
+        plan = method.plan(schema, relation=RELATIONS[privacy.relation], budget=privacy.budget(schema))
+        check_allowed(plan.guarantee(), privacy.allow)
+    except (SchemaError, PrivacyError) as error:
+        return {"seconds": 0.0, "error": str(error)}
+    except SystemExit:  # the parser has said what is wrong
+        return {"seconds": 0.0, "error": "an option is wrong; see above"}
+    return {"seconds": plan.seconds, "memory_mb": plan.memory_mb, "headline": plan.guarantee().headline()}
+
+
 def fit_command(words: list[str]) -> int:
     """Privatise and train."""
     options, method = _parse("fit", Fit, words, "Privatise once and train a generator.")
@@ -112,7 +133,7 @@ def run_command(words: list[str]) -> int:
     options, method = _parse("run", Run, words, about)
     screen, out = Screen(as_json=options.json), options.output.out
     job = _Job(method, options, screen, ["run", *words])
-    model = job.fit()
+    model = job.fit(whole=True)
     with screen.stage("sample"):
         metrics = afterwards.draw(model, out, n=options.samples, seed=options.output.seed)
     data = job.data
@@ -120,7 +141,14 @@ def run_command(words: list[str]) -> int:
     if wanted and data.has_test:
         screen.say("evaluating on real test records")
         with screen.stage("evaluate"):
-            metrics = afterwards.measure(model, out, data, seed=options.output.seed)
+            metrics = afterwards.measure(
+                model,
+                out,
+                data,
+                seed=options.output.seed,
+                classifiers=options.classifiers,
+                reference=options.reference,
+            )
     elif wanted:
         screen.say("not evaluated: the data have no test part; hold one out with --test-fraction 0.1")
     run = job.facts(model)
@@ -159,7 +187,7 @@ def train_command(words: list[str]) -> int:
         afterwards.draw(model, out, n=common.samples, seed=common.output.seed)
     before = source.parent / RUN if source.is_file() else source / RUN
     data = artefact.read_json(before)["data"] if before.exists() else ""
-    run = facts(model, data=data, seed=common.output.seed, command=["train", *words], seconds=screen.seconds)
+    run = facts(model, data=data, seed=common.output.seed, command=["train", *words], screen=screen)
     write_json(out / TRAINING, curve)
     write_json(out / RUN, run)
     report = afterwards.report(out)
@@ -178,10 +206,14 @@ class _Job:
         self.data = options.data.open()
         self.plan: Plan | None = None
 
-    def fit(self) -> Model:
-        """Plan, privatise, train; write release, model, training curve and run.json."""
+    def fit(self, *, whole: bool = False) -> Model:
+        """Plan, privatise, train; write release, model, training curve and run.json.
+
+        Args:
+            whole: the job goes on after the model, so a folder is finished only when it holds a report.
+        """
         out, seed = self.options.output.out, self.options.output.seed
-        _must_be_new(out)
+        _must_be_new(out, last=REPORT if whole else MODEL)
         schema: Any = self.data.schema
         check_takes(self.method, schema)
         privacy = self.options.privacy
@@ -202,11 +234,27 @@ class _Job:
                 self.screen.say("the release is there already; nothing private is read")
             else:
                 release = self._privatise(curator, plan, seed)
+        if (model := self._trained()) is not None:
+            self.screen.say("the model is there already")
+            return model
         model, curve = _train(release, seed, self.screen)
         artefact.save_model(model, out)
         write_json(out / TRAINING, curve)
         write_json(out / RUN, self.facts(model))
         return model
+
+    def _trained(self) -> Model | None:
+        """The model that an interrupted run has left, if the same options and seed made it."""
+        out = self.options.output.out
+        if not (out / RUN).exists() or not (out / MODEL).exists():
+            return None
+        before = artefact.read_json(out / RUN)
+        if (before["config"], before["seed"]) != (self.method.to_json(), self.options.output.seed):
+            return None
+        for clock in ("seconds", "cpu_seconds"):
+            kept = {k: v for k, v in before.get(clock, {}).items() if k in ("read", "release", "train")}
+            getattr(self.screen, clock).update(kept)
+        return artefact.load_model(out)
 
     def _privatise(self, curator: Curator, plan: Plan, seed: int) -> Release:
         out = self.options.output.out
@@ -220,7 +268,8 @@ class _Job:
             release = privatise(
                 self.method, curator, plan, seed=seed, on_note=on_note, state=state, allow=self.options.privacy.allow
             )
-        self.screen.seconds["release"] -= self.screen.seconds.get("read", 0.0)  # rows are read at the first answer
+        for clock in (self.screen.seconds, self.screen.cpu_seconds):  # rows are read at the first answer
+            clock["release"] -= clock.get("read", 0.0)
         artefact.save_release(release, out / RELEASE)
         (out / CHECKPOINT).unlink(missing_ok=True)
         return release
@@ -234,12 +283,12 @@ class _Job:
         seed = self.options.output.seed
         details = dict(self.plan.details) if self.plan else {}
         return {
-            **facts(model, data=self.data.name, seed=seed, command=self.words, seconds=self.screen.seconds),
+            **facts(model, data=self.data.name, seed=seed, command=self.words, screen=self.screen),
             "plan": details,
         }
 
 
-def facts(model: Model, *, data: str, seed: int, command: list[str], seconds: dict[str, float]) -> dict[str, Any]:
+def facts(model: Model, *, data: str, seed: int, command: list[str], screen: Screen) -> dict[str, Any]:
     """The public facts of a run, as run.json keeps them."""
     from importlib.metadata import version
 
@@ -256,7 +305,8 @@ def facts(model: Model, *, data: str, seed: int, command: list[str], seconds: di
         "versions": {"dpgm": version("dpgm"), "python": platform.python_version(), **{p: version(p) for p in packages}},
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": "cpu",
-        "seconds": {k: round(v, 3) for k, v in seconds.items()},
+        "seconds": {k: round(v, 3) for k, v in screen.seconds.items()},
+        "cpu_seconds": {k: round(v, 3) for k, v in screen.cpu_seconds.items()},
         "peak_memory_mb": round(peak_memory_mb(), 1),
     }
 
@@ -302,9 +352,9 @@ def _train_options() -> type[Any]:
     )
 
 
-def _must_be_new(out: Path) -> None:
-    """Refuse a folder with a finished run or with other files; let an interrupted run go on."""
-    if (out / RUN).exists() and (out / MODEL).exists():
+def _must_be_new(out: Path, last: str = MODEL) -> None:
+    """Refuse a folder with a finished run (one that holds `last`) or with other files; let an interrupted one go on."""
+    if (out / RUN).exists() and (out / last).exists():
         raise SchemaError(
             f"{out} holds a finished run; give another --out, or train again on its release for free: "
             f"dpgm train {out / RELEASE} --out NEW"

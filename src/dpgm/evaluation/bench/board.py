@@ -1,0 +1,155 @@
+"""The leaderboard: one self-contained page about an experiment's results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, TypeAlias
+
+import jinja2
+
+from dpgm.evaluation.bench.charts import Point, chart, colours
+from dpgm.evaluation.bench.collect import FAILED, PENDING
+from dpgm.evaluation.bench.spec import REAL
+
+Json: TypeAlias = dict[str, Any]
+
+NAME = "leaderboard.html"
+_CLASSIFIERS = ("labeller", "dp-cnn")
+"""Methods that make no samples: private classifiers trained on real records, a generator's rivals."""
+_SOUND = {"yes": "sound", "fault": "open fault", "refuted": "refuted"}
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """The page as text; it asks nothing of any other file or host."""
+    template = resources.files("dpgm.evaluation.bench").joinpath("board.html.j2").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(view(results))
+
+
+def view(results: Mapping[str, Any]) -> Json:
+    """What the template shows."""
+    lines: list[Json] = results["summary"]
+    names = list(dict.fromkeys(line["row"] for line in lines))
+    paint = colours(names)
+    cells: list[Json] = results["cells"]
+    return {
+        "title": results["title"],
+        "about": results["about"],
+        "command": results["command"],
+        "machine": results["machine"],
+        "samples": results["samples"],
+        "wall": duration(results["wall_seconds"]),
+        "sets": [_set(data, lines, results["papers"], paint) for data in dict.fromkeys(x["data"] for x in lines)],
+        "failed": [c for c in cells if c["status"] == FAILED],
+        "pending": sum(c["status"] == PENDING for c in cells),
+        "done": sum(c["status"] == "done" for c in cells),
+        "resumed": sum(c["status"] == "done" and c["attempts"] > 1 for c in cells),
+    }
+
+
+def _set(data: str, every: Sequence[Json], papers: Sequence[Json], paint: Mapping[str, str]) -> Json:
+    """Tables and charts of one data set."""
+    own = [line for line in every if line["data"] == data and line["n"]]
+    epsilons = sorted({line["epsilon"] for line in own if line["epsilon"] is not None})
+    real = [line for line in own if line["method"] == REAL]
+    private = [line for line in own if line["method"] != REAL]
+    shape = {e: i for i, e in enumerate(epsilons)}
+    against_epsilon: dict[str, list[Point]] = {}
+    against_seconds: dict[str, list[Point]] = {}
+    for line in private:
+        score, title = line["score"], f"{line['row']}, epsilon {line['epsilon']:g}: {100 * line['score']['mean']:.2f} %"
+        place = {"y": score["mean"], "low": score.get("low"), "high": score.get("high"), "title": title}
+        against_epsilon.setdefault(line["row"], []).append(Point(x=line["epsilon"], **place))
+        seconds = Point(x=max(0.1, line["seconds"]["mean"]), shape=shape[line["epsilon"]], **place)
+        against_seconds.setdefault(line["row"], []).append(seconds)
+    rivals = [line["row"] for line in private if line["method"] in _CLASSIFIERS]
+    at = {e: [line for line in private if line["epsilon"] == e] for e in epsilons}
+    tables = [{"epsilon": f"{e:g}", "rows": _rows(lines, real, paint)} for e, lines in at.items()]
+    empty = {"rows": _rows([], real, paint), "epsilon": None}
+    return {
+        "data": data,
+        "judge": (private or real or [{"judge": ""}])[0]["judge"].replace("_", " "),
+        "features": next((line["features"] for line in own if line.get("features")), ""),
+        "tables": tables or [empty],
+        "by_epsilon": chart(against_epsilon, paint, label="epsilon", joined=True, ticks=epsilons, dashed=rivals),
+        "by_seconds": chart(against_seconds, paint, label="seconds from data to samples", joined=False),
+        "legend": [(name, paint[name]) for name in against_epsilon],
+        "shapes": list(zip([f"{e:g}" for e in epsilons], ("circle", "square", "triangle", "diamond"), strict=False)),
+        "papers": _papers(data, papers, epsilons),
+        "missing": sorted({x["row"] for x in every if x["data"] == data and not x["n"]}),
+    }
+
+
+def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str]) -> list[Json]:
+    """Rows of a table, best first; real records, which are no competitor, stand on top."""
+    best = max((x["score"]["mean"] for x in private if x["method"] not in _CLASSIFIERS), default=None)
+    rival = max((x["score"]["mean"] for x in private if x["method"] in _CLASSIFIERS), default=None)
+    ordered = [*real, *sorted(private, key=lambda x: -x["score"]["mean"])]
+    return [
+        {
+            "row": x["row"],
+            "colour": paint[x["row"]],
+            "kind": "real" if x["method"] == REAL else "classifier" if x["method"] in _CLASSIFIERS else "generator",
+            "score": percent(x["score"]),
+            "note": interval(x["score"], scale=100, unit="%"),
+            "best": x["method"] != REAL and x["score"]["mean"] == best and x["method"] not in _CLASSIFIERS,
+            "loses": rival is not None and x["method"] not in (*_CLASSIFIERS, REAL) and x["score"]["mean"] < rival,
+            "fid": number(x.get("fid")),
+            "fid_note": interval(x.get("fid")),
+            "seconds": "" if x["method"] == REAL else duration(x["seconds"]["mean"]),
+            "cpu": "" if x["method"] == REAL else f"{duration(x['cpu_seconds']['mean'])} of CPU",
+            "memory": f"{x['peak_memory_mb']['mean']:.0f} MB",
+            "evidence": x["evidence"],
+            "relation": x["relation"],
+            "delta": "" if x["delta"] is None else f"{x['delta']:g}".replace("e-0", "e-"),
+            "n": x["n"],
+            "of": x["of"],
+            "failed": x["failed"],
+        }
+        for x in ordered
+    ]
+
+
+def _papers(data: str, papers: Sequence[Json], epsilons: Sequence[float]) -> Json:
+    own = [p for p in papers if data in p]
+    shown = sorted({float(e) for p in own for e in p[data]} | set(epsilons)) if own else []
+    rows = [
+        {
+            **{k: p[k] for k in ("name", "classifier", "note", "source")},
+            "word": _SOUND[p["sound"]],
+            "sound": p["sound"],
+            "values": [p[data].get(f"{e:g}") for e in shown],
+        }
+        for p in own
+    ]
+    return {"epsilons": [f"{e:g}" for e in shown], "rows": rows}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def percent(value: Mapping[str, Any]) -> str:
+    """The mean of a share, in per cent."""
+    return f"{100 * value['mean']:.2f}"
+
+
+def interval(value: Mapping[str, Any] | None, *, scale: float = 1, unit: str = "") -> str:
+    """What stands below a mean: its interval, or how many seeds there are."""
+    if value is None:
+        return ""
+    if "low" in value:
+        return f"{scale * value['low']:.4g} to {scale * value['high']:.4g}{unit and ' ' + unit}, {value['n']} seeds"
+    return f"{value['n']} seeds" if value["n"] != 1 else "1 seed"
+
+
+def number(value: Mapping[str, Any] | None) -> str:
+    """The mean of any number."""
+    return "" if value is None else f"{value['mean']:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for reading."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,355 @@
+"""The benchmark: experiment files, cells, resuming, results and the leaderboard; cells are stand-ins that are quick."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpgm.evaluation.bench import board, collect
+from dpgm.evaluation.bench.cell import Workshop
+from dpgm.evaluation.bench.executor import Executor, LocalExecutor, RayExecutor
+from dpgm.evaluation.bench.spec import Spec, option, read_spec
+from dpgm.schema import SchemaError
+
+EXPERIMENT = """
+title = "Two <methods>"
+data = ["mnist"]
+epsilon = [1, 0.2]
+seeds = 2
+delta = 1e-5
+samples = 100
+classifiers = ["cnn"]
+
+[[row]]
+method = "merf"
+[row.options]
+steps = 50
+balanced = true
+widths = [3, 4]
+
+[[row]]
+method = "pge"
+labeller = 0.3
+epsilon = [1]
+
+[[row]]
+method = "real"
+"""
+
+# Does what `dpgm run` does to a folder, in the time that Python takes to start
+STAND_IN = r"""
+import json, pathlib, sys, time
+words = sys.argv[1:]
+value = lambda name, default=None: words[words.index(name) + 1] if name in words else default
+out = pathlib.Path(value("--out"))
+if value("--method") in {fail!r}:
+    sys.exit("boom: " + value("--method"))
+out.mkdir(parents=True, exist_ok=True)
+with (out / "ledger.jsonl").open("a") as file:
+    file.write("paid\n")
+if value("--method") in {hang!r}:
+    time.sleep(600)
+real, seed = words[0] == "reference", int(value("--seed"))
+promise = None if real else dict(
+    epsilon=float(value("--epsilon")), delta=1e-5, relation="add/remove one", evidence="proved")
+seconds = dict(release=1.0, train=2.0 + seed, evaluate=50.0)
+run = dict(guarantee=promise, seconds=seconds, cpu_seconds=seconds, peak_memory_mb=100.0, command=" ".join(words))
+score = 0.99 if real else 0.8 + 0.02 * seed
+fid = dict(value=3.0 + seed, low=2.0, high=5.0, n=50, features="lenet-mnist", reference="test")
+(out / "run.json").write_text(json.dumps(run))
+metrics = dict(accuracy={{"real_cnn" if real else "cnn": score}}, entropy=2.3, fid=fid)
+(out / "metrics.json").write_text(json.dumps(metrics))
+if not real:
+    (out / "report.html").write_text("")
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Spec:
+    path = tmp_path / "experiment.toml"
+    path.write_text(EXPERIMENT)
+    return read_spec(path)
+
+
+def workshop(spec: Spec, out: Path, *, fail: Sequence[str] = (), hang: Sequence[str] = ()) -> Workshop:
+    code = STAND_IN.format(fail=tuple(fail), hang=tuple(hang))
+    return Workshop(spec=spec, out=out, data_dir=None, program=(sys.executable, "-c", code))
+
+
+# --- experiment files ------------------------------------------------------------------------------------------------
+
+
+def test_the_most_telling_cells_come_first(spec: Spec) -> None:
+    assert [c.id for c in spec.cells()] == [
+        "mnist_real_seed0",
+        "mnist_merf_eps1_seed0",
+        "mnist_pge+labeller_eps1_seed0",
+        "mnist_merf_eps0.2_seed0",
+        "mnist_real_seed1",
+        "mnist_merf_eps1_seed1",
+        "mnist_pge+labeller_eps1_seed1",
+        "mnist_merf_eps0.2_seed1",
+    ]
+
+
+def test_words_are_those_of_a_run(spec: Spec, tmp_path: Path) -> None:
+    real, merf, pge = spec.cells()[:3]
+    words = " ".join(spec.words(merf, data_dir=tmp_path, out=Path("o")))
+    assert words == (
+        f"run mnist --data-dir {tmp_path} --seed 0 --samples 100 --out o --classifiers cnn --method merf --epsilon 1 "
+        "--relation add-remove --evaluate True --delta 1e-05 --steps 50 --balanced --widths 3 4"
+    )
+    assert "--labeller 0.3" in " ".join(spec.words(pge, data_dir=None, out=Path("o")))
+    assert spec.words(real, data_dir=None, out=Path("o"))[0] == "reference"
+    assert option("warm_start", False) == ["--no-warm-start"]
+
+
+def test_own_sets_are_found_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "facts.json").write_text("{}")
+    path = tmp_path / "e.toml"
+    path.write_text(
+        "data = ['own']\n[[row]]\nmethod = 'slicing'\n[sets.own]\nsource = 'a.csv'\nschema = 'facts.json'\n"
+        "public = true\n"
+    )
+    words = read_spec(path).data_words("own", None)
+    assert words == ["a.csv", "--schema", str(tmp_path / "facts.json"), "--public"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("seeds = 2", "seedz = 2"), "allowed are"),
+        (("seeds = 2", "seeds = []"), "one seed"),
+        (("epsilon = [1, 0.2]", "epsilon = [0]"), "above 0"),
+        (("epsilon = [1, 0.2]", "epsilon = 'x'"), "allowed is"),
+        (("samples = 100", "samples = 0"), "1 or more"),
+        (('method = "pge"', 'method = "pge"\nname = "merf"'), "two rows are called"),
+        (('method = "pge"', 'method = "pge"\nname = "../x"'), "cannot name a folder"),
+        (('method = "pge"', 'method = "pge"\nlabler = 1'), "row 2 has no key"),
+        (('method = "pge"', 'method = "pge"\ndata = ["usps"]'), "does not list"),
+        (('method = "pge"', 'method = "pge"\nrelation = "swap"'), "add-remove, replace"),
+        (('method = "pge"\n', ""), "row 2 names no method"),
+        (('method = "real"', 'method = "real"\nlabeller = 0.3'), "takes no options"),
+        (("title", "title title"), "is no TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused(change: tuple[str, str], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "e.toml"
+    assert change[0] in EXPERIMENT
+    path.write_text(EXPERIMENT.replace(*change, 1))
+    with pytest.raises(SchemaError, match=said):
+        read_spec(path)
+
+
+def test_nested_options_are_refused() -> None:
+    with pytest.raises(SchemaError, match="plain values"):
+        option("generator", {"name": "merf"})
+
+
+# --- executors -------------------------------------------------------------------------------------------------------
+
+
+class FakeRay:
+    """The four calls of Ray that are used."""
+
+    def __init__(self) -> None:
+        self.ready = False
+
+    def is_initialized(self) -> bool:
+        return self.ready
+
+    def init(self, **options: Any) -> None:
+        self.ready = True
+
+    def remote(self, **options: Any) -> Callable[[Callable[[Any], Any]], Any]:
+        assert options == {"num_cpus": 2}
+
+        class Remote:
+            def __init__(self, fn: Callable[[Any], Any]) -> None:
+                self.remote = lambda item: (fn, item)
+
+        return Remote
+
+    def wait(self, left: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        assert self.ready
+        return left[-1:], left[:-1]
+
+    def get(self, done: list[Any]) -> list[Any]:
+        return [fn(item) for fn, item in done]
+
+
+@pytest.mark.parametrize("executor", [LocalExecutor(2), LocalExecutor(), RayExecutor(2, ray=FakeRay())])
+def test_executors_are_a_map(executor: Executor) -> None:
+    assert sorted(executor.map(lambda v: v * v, [1, 2, 3, 4])) == [1, 4, 9, 16]
+    assert list(executor.map(lambda v: v, [])) == []
+    with pytest.raises(ZeroDivisionError):
+        list(executor.map(lambda v: 1 // v, [0]))
+
+
+def test_ray_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SchemaError, match=r"pip install 'dpgm\[ray\]'"):
+        RayExecutor()
+    with pytest.raises(SchemaError, match="1 or more"):
+        LocalExecutor(0)
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+def test_finished_cells_are_left_alone_and_failed_ones_tried_again(spec: Spec, tmp_path: Path) -> None:
+    out, cells = tmp_path / "out", spec.cells()
+    first = workshop(spec, out, fail=["pge"])
+    codes = dict(LocalExecutor(4).map(first, cells))
+    assert {c for c, code in codes.items() if code} == {c.id for c in cells if c.row.method == "pge"}
+    left = [c for c in cells if not first.finished(c)]
+    assert {c.row.method for c in left} == {"pge"}
+    failed = [r for r in collect.records(first, cells) if r["status"] == collect.FAILED]
+    assert [(r["code"], r["error"]) for r in failed] == [(1, "boom: pge")] * 2
+    second = workshop(spec, out)
+    second.check(cells)
+    assert [code for _, code in LocalExecutor().map(second, left)] == [0, 0]
+    found = collect.records(second, cells)
+    assert {r["status"] for r in found} == {collect.DONE}
+    assert [r["attempts"] for r in found if r["method"] == "pge"] == [2, 2]
+    assert all((first.folder(c) / "ledger.jsonl").read_text() == "paid\n" for c in cells)
+    reference = f"--reference {out / 'runs' / 'mnist_real_seed0'}"  # made once, and handed on to whatever comes later
+    assert reference in (first.folder(cells[2]) / "run.json").read_text()
+
+
+def test_other_options_are_refused(spec: Spec, tmp_path: Path) -> None:
+    cells = spec.cells()
+    workshop(spec, tmp_path / "out")(cells[1])
+    path = tmp_path / "other.toml"
+    path.write_text(EXPERIMENT.replace("steps = 50", "steps = 60"))
+    other = read_spec(path)
+    with pytest.raises(SchemaError, match="begun with other options"):
+        workshop(other, tmp_path / "out").check(other.cells())
+    moved = Workshop(spec=spec, out=tmp_path / "out", data_dir=tmp_path, program=())
+    moved.check(cells)  # where the data lie decides nothing
+
+
+def test_a_cell_ends_with_its_bench(tmp_path: Path) -> None:
+    code = "import threading, time; from dpgm.cli.cell import _end_with_starter as end\n"
+    code += "threading.Thread(target=end, daemon=True).start(); print('up', flush=True); time.sleep({})"
+    for seconds, close, expected in ((600, True, 1), (0.1, False, 0)):
+        words = [sys.executable, "-c", code.format(seconds)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            assert child.stdin is not None
+            assert child.stdout.readline() == b"up\n"
+            if close:
+                child.stdin.close()
+            assert child.wait(60) == expected
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(spec: Spec, tmp_path: Path) -> dict[str, Any]:
+    shop = workshop(spec, tmp_path / "out", fail=["pge"])
+    list(LocalExecutor(4).map(shop, spec.cells()))
+    found = collect.records(shop, spec.cells())
+    return {
+        "title": spec.title,
+        "about": "",
+        "command": "dpgm bench",
+        "machine": collect.machine(1, 1),
+        "samples": 100,
+        "wall_seconds": 1.0,
+        "summary": collect.summary(found),
+        "cells": found,
+        "papers": collect.papers(),
+    }
+
+
+def test_seeds_are_summed_up_and_failures_counted(results: dict[str, Any]) -> None:
+    lines = {(x["row"], x["epsilon"]): x for x in results["summary"]}
+    merf = lines["merf", 1]
+    assert merf["score"] == {"mean": pytest.approx(0.81), "n": 2, "values": [0.8, pytest.approx(0.82)]}
+    assert merf["seconds"]["mean"] == pytest.approx(3.5)  # evaluation is nobody's cost
+    assert (merf["fid"]["mean"], merf["features"]) == (3.5, "lenet-mnist")
+    assert (merf["evidence"], merf["relation"], merf["delta"]) == ("proved", "add/remove one", 1e-5)
+    assert (lines["pge+labeller", 1]["n"], lines["pge+labeller", 1]["failed"]) == (0, 2)
+    assert lines["real", None]["judge"] == "accuracy_real_cnn"
+
+
+def test_the_leaderboard_shows_what_there_is(results: dict[str, Any]) -> None:
+    page = board.render(results)
+    for words in ("81.00", "2 seeds", "FID[lenet-mnist]", "boom: pge", "2 failed", "refuted", "Two &lt;methods&gt;"):
+        assert words in page, words
+    assert "arXiv 2210.09929" in page
+    assert not re.search(r"(src|href)=|https?://", page), "it asks nothing of anybody"
+    for line in results["summary"]:
+        for key, value in line.items():
+            if isinstance(value, dict):
+                line[key] = {"mean": value["mean"], "low": 0.79, "high": 0.83, "n": 5}
+    assert "79 to 83 %, 5 seeds" in board.render(results)
+
+
+def test_nothing_finished_is_a_page_too(results: dict[str, Any]) -> None:
+    for record in results["cells"]:
+        record["status"] = collect.PENDING
+    assert "still to be run" in board.render({**results, "summary": collect.summary(results["cells"])})
+
+
+def test_the_table_needs_no_pyarrow(results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "find_spec", lambda name: None)
+    with collect.write_table(results["cells"], tmp_path).open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(results["cells"])
+    assert rows[1]["accuracy_cnn"] == "0.8"
+
+
+def test_the_parquet_table_holds_the_same(results: dict[str, Any], tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(collect.write_table(results["cells"], tmp_path)).to_pylist()
+    assert [r["cell"] for r in table] == [r["cell"] for r in results["cells"]]
+    assert table[1]["score"] == 0.8
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+KILLED = """
+import sys
+from pathlib import Path
+from dpgm.evaluation.bench.cell import Workshop
+from dpgm.evaluation.bench.executor import LocalExecutor
+from dpgm.evaluation.bench.spec import read_spec
+spec = read_spec(Path(sys.argv[1]))
+shop = Workshop(spec=spec, out=Path(sys.argv[2]), data_dir=None, program=(sys.executable, "-c", sys.argv[3]))
+list(LocalExecutor().map(shop, spec.cells()))
+"""
+
+
+def test_a_killed_bench_loses_no_finished_cell(spec: Spec, tmp_path: Path) -> None:
+    out, cells = tmp_path / "out", spec.cells()
+    stand_in = STAND_IN.format(fail=(), hang=("pge",))
+    stand_in = "import threading\nfrom dpgm.cli.cell import _end_with_starter as end\n" + stand_in
+    stand_in = stand_in.replace("words =", "threading.Thread(target=end, daemon=True).start()\nwords =", 1)
+    hangs = out / "runs" / cells[2].id / "ledger.jsonl"
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "experiment.toml"), str(out), stand_in])
+    end = time.monotonic() + 120
+    while not hangs.exists() and time.monotonic() < end and child.poll() is None:
+        time.sleep(0.05)
+    assert child.poll() is None
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    shop = workshop(spec, out)
+    assert [shop.finished(c) for c in cells[:4]] == [True, True, False, False]
+    before = {c.id: (shop.folder(c) / "run.json").stat().st_mtime_ns for c in cells[:2]}
+    assert json.loads(shop.note(cells[2]).read_text())["attempts"][0]["code"] is None
+    list(LocalExecutor().map(shop, [c for c in cells if not shop.finished(c)]))
+    assert {r["status"] for r in collect.records(shop, cells)} == {collect.DONE}
+    assert before == {c.id: (shop.folder(c) / "run.json").stat().st_mtime_ns for c in cells[:2]}
