@@ -140,12 +140,12 @@ def parse(command: str, options: type[T], words: list[str], *, about: str) -> T:
 
 
 def with_method(options: type[Any], method: Method) -> type[Any]:
-    """`options` with a field `config` that holds the method's own options."""
+    """`options` with a field `config` that holds the method's own options; those of a form within keep its prefix."""
     return dataclasses.make_dataclass(
         "Options",
         [
             ("common", Annotated[options, tyro.conf.OmitArgPrefixes]),
-            ("config", Annotated[type(method), tyro.conf.OmitArgPrefixes], dataclasses.field(default=method)),
+            ("config", Annotated[type(method), tyro.conf.arg(name="")], dataclasses.field(default=method)),
         ],
     )
 

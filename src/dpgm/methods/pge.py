@@ -11,15 +11,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dpgm.mechanisms.cells import AboutCentres, CellKNorm, CellMoments
 from dpgm.mechanisms.noise import Gaussian
-from dpgm.mechanisms.perturbed import PerturbedProjections
+from dpgm.mechanisms.perturbed import SOURCE
 from dpgm.methods.base import Method, Note, OnNote, Plan, Release, Resume, Talk, Tensors
 from dpgm.methods.field import (
     COUNT_WEIGHT,
@@ -33,7 +32,7 @@ from dpgm.methods.field import (
     radius,
 )
 from dpgm.methods.laws import Array
-from dpgm.methods.published_pge import Dynamics, NetworkField, score_net, thumbnail_code
+from dpgm.methods.published_pge import AS_PRINTED, NetworkField, Published
 from dpgm.nets.coordinates import Coordinates
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Relation, Source
@@ -73,7 +72,7 @@ class PGE(Method):
     noise; the score is closed-form instead of a network; there is an energy, so the Metropolis step is exact.
 
     With `privacy="published"` the paper's own training runs instead. Its evidence is REFUTED (mechanisms/perturbed.py);
-    it runs only when that is allowed, and the options from `k` on belong to it.
+    it runs only when that is allowed, with the options in `published`.
 
     Attributes:
         privacy: "one-shot" (sound) or "published" (refuted).
@@ -87,14 +86,7 @@ class PGE(Method):
         wobble: strength of the random distortion of finished pictures, 0 or more; None follows `picture`.
         rounds: rounds of Hamiltonian dynamics, each ended by a Metropolis step.
         n_leapfrog: leapfrog steps in a round.
-        k: candidates of the published randomised response.
-        loss: the published loss (8) as printed, or what (7) gives by integration by parts.
-        residual: add masked codes of the records to the middle features in training, Gaussian noise in sampling.
-        steps: training steps of the published network.
-        step_size: first step lambda0 of the published sampler, decayed as lambda0 (n_leapfrog / m)^2.
-        step_floor: least step of the published sampler.
-        velocity: law of the initial velocity there.
-        metropolis: accept rule there: from the line integral of the score, the printed ratio of scores, or none.
+        published: options of the published form; all others belong to the sound one.
     """
 
     privacy: Literal["one-shot", "published"] = "one-shot"
@@ -105,29 +97,11 @@ class PGE(Method):
     wobble: float | None = None
     rounds: int = 12
     n_leapfrog: int = 6
-    k: int = 10
-    loss: Literal["printed", "derived"] = "printed"
-    residual: bool = True
-    steps: int = 500
-    step_size: float = 1e-5
-    step_floor: float = 0.02
-    velocity: Literal["gaussian", "rayleigh", "uniform"] = "gaussian"
-    metropolis: Literal["line_integral", "printed", "none"] = "line_integral"
+    published: Published = AS_PRINTED
 
     name: ClassVar[str] = "pge"
-    sources: ClassVar[tuple[Source, ...]] = (
-        Source(
-            key="liu2024pge",
-            title="Private Gradient Estimation is Useful for Generative Modeling",
-            authors="Liu, Bochao and Wang, Pengju and Guo, Weijia and Li, Yong and Zhuang, Liansheng and Lee, Weiping "
-            "and Ge, Shiming",
-            year=2024,
-            where="ACM Multimedia 2024",
-        ),
-    )
-    free: ClassVar[frozenset[str]] = frozenset(
-        {"temperature", "wobble", "rounds", "n_leapfrog", "step_size", "step_floor", "velocity", "metropolis"}
-    )
+    sources: ClassVar[tuple[Source, ...]] = (SOURCE,)
+    free: ClassVar[frozenset[str]] = frozenset({"temperature", "wobble", "rounds", "n_leapfrog", "published"})
 
     # ------------------------------------------------------------------------------------------------ private half
 
@@ -143,9 +117,9 @@ class PGE(Method):
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The releases, each with the smallest noise that its share of the budget allows."""
-        self._check()
         if self.privacy == "published":
-            return self._published_plan(schema, relation, budget)
+            return self.published.plan(schema, relation=relation, budget=budget)
+        self._check()
         pure = budget.delta == 0
         strength = budget.epsilon if pure else accountant.gaussian_mu(budget)
         components = 1 if pure else self.components or (8 if strength >= 1 else 1)
@@ -189,8 +163,7 @@ class PGE(Method):
     def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
         """Means; second moments about them; then those of public cells, or of the classes in few directions."""
         if self.privacy == "published":
-            weights = yield plan.items[0][0]
-            return weights
+            return (yield from self.published.talk(plan, rng=rng, resume=resume))
         got: Tensors = dict(resume.state or {})
         coordinates = self.coordinates(plan.schema)
         pure = plan.budget.delta == 0
@@ -229,7 +202,7 @@ class PGE(Method):
     def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> FieldModel | NetworkField:
         """Shrink the moments to laws, and tune the step size of the dynamics."""
         if self.privacy == "published":
-            return self._network(release)
+            return self.published.train(release, seed=seed, on_note=on_note)
         coordinates = self.coordinates(release.schema)
         centre = public_centre(coordinates, _LOOKS[self.picture].grey)
         fit = Fit(coordinates, centre, release.schema.n_classes, release.tensors, release.details)
@@ -244,7 +217,15 @@ class PGE(Method):
 
     def restore(self, release: Release, tensors: Tensors) -> FieldModel | NetworkField:
         """The field from its laws, or from the network's weights."""
-        return self._network(release) if self.privacy == "published" else self._field(release, tensors)
+        if self.privacy == "published":
+            return self.published.restore(release, tensors)
+        return self._field(release, tensors)
+
+    def retrained(self, other: Method) -> Self:
+        """`other`, if it differs from this method in free options only; so for the published form's options."""
+        if self.privacy == "published" and isinstance(other, PGE):
+            self.published.retrained(other.published)
+        return super().retrained(other)
 
     def _field(self, release: Release, tensors: Tensors) -> FieldModel:
         look = _LOOKS[self.picture]
@@ -254,38 +235,6 @@ class PGE(Method):
             wobble=look.wobble if self.wobble is None else self.wobble,
         )
         return FieldModel(release, tensors, self.coordinates(release.schema), look, (self.rounds, self.n_leapfrog))
-
-    def _published_plan(self, schema: Schema, relation: Relation, budget: Budget) -> Plan:
-        mechanism = PerturbedProjections(
-            build=partial(score_net, schema, residual=self.residual),
-            epsilon=budget.epsilon,
-            code=thumbnail_code if self.residual else None,
-            k=self.k,
-            steps=self.steps,
-            loss=self.loss,
-        )
-        return Plan(
-            schema=schema,
-            relation=relation,
-            budget=budget,
-            items=((mechanism, 1),),
-            details={"claimed_epsilon": budget.epsilon},
-            seconds=4e-4 * self.steps * math.prod(schema.shape),
-            memory_mb=1500,
-        )
-
-    def _network(self, release: Release) -> NetworkField:
-        net = score_net(release.schema, residual=self.residual)
-        net.load_state_dict({name: torch.from_numpy(np.array(t)) for name, t in release.tensors.items()})
-        dynamics = Dynamics(
-            rounds=self.rounds,
-            n_leapfrog=self.n_leapfrog,
-            step_size=self.step_size,
-            step_floor=self.step_floor,
-            velocity=self.velocity,
-            metropolis=self.metropolis,
-        )
-        return NetworkField(release, net, dynamics)
 
     def _check(self) -> None:
         if self.components is not None and self.components < 1:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpgm.methods.base import Batch, Model, Release, Tensors
+from dpgm.mechanisms.perturbed import SOURCE, PerturbedProjections
+from dpgm.methods.base import Batch, Method, Model, OnNote, Plan, Release, Resume, Talk, Tensors
 from dpgm.nets.classifiers import to_bytes
 from dpgm.nets.score import ScoreNet
+from dpgm.privacy.guarantee import Budget, Relation, Source
 from dpgm.samplers import pge_steps, run, unadjusted_hmc
 from dpgm.samplers.hamiltonian import Metropolis, VelocityLaw
 from dpgm.schema import Schema
@@ -38,24 +43,79 @@ def thumbnail_code(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dynamics:
-    """How the published form samples (Algorithm 2).
+class Published(Method):
+    """The paper's training and sampling, with what it leaves open as options.
+
+    **Guarantee**: none; evidence REFUTED (docs/proofs/perturbed-projections.md).
+    **Source**: Liu et al. 2024, Algorithms 1 and 2.
 
     Attributes:
-        rounds: M.
+        k: candidates of the randomised response.
+        loss: (8) as printed, or what (7) gives by integration by parts.
+        residual: add masked codes of the records to the middle features in training, Gaussian noise in sampling.
+        steps: training steps.
+        rounds: M, rounds of Hamiltonian dynamics, each ended by the accept rule.
         n_leapfrog: N, leapfrog steps in a round.
-        step_size: lambda0.
+        step_size: lambda0, decayed as lambda0 (N / m)^2 in round m.
         step_floor: least step; 0 leaves the printed decay as it is.
         velocity: law of the initial velocity.
-        metropolis: accept rule of a round.
+        metropolis: accept rule: from the line integral of the score, the printed ratio of scores, or none.
     """
 
-    rounds: int
-    n_leapfrog: int
-    step_size: float
-    step_floor: float
-    velocity: VelocityLaw
-    metropolis: Metropolis
+    k: int = 10
+    loss: Literal["printed", "derived"] = "printed"
+    residual: bool = True
+    steps: int = 500
+    rounds: int = 12
+    n_leapfrog: int = 6
+    step_size: float = 1e-5
+    step_floor: float = 0.02
+    velocity: VelocityLaw = "gaussian"
+    metropolis: Metropolis = "line_integral"
+
+    name: ClassVar[str] = "pge-published"
+    sources: ClassVar[tuple[Source, ...]] = (SOURCE,)
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"rounds", "n_leapfrog", "step_size", "step_floor", "velocity", "metropolis"}
+    )
+
+    def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
+        """One training, at the price that the paper claims."""
+        mechanism = PerturbedProjections(
+            build=partial(score_net, schema, residual=self.residual),
+            epsilon=budget.epsilon,
+            code=thumbnail_code if self.residual else None,
+            k=self.k,
+            steps=self.steps,
+            loss=self.loss,
+        )
+        return Plan(
+            schema=schema,
+            relation=relation,
+            budget=budget,
+            items=((mechanism, 1),),
+            details={"claimed_epsilon": budget.epsilon},
+            seconds=4e-4 * self.steps * math.prod(schema.shape),
+            memory_mb=1500,
+        )
+
+    def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
+        """The trained weights."""
+        weights = yield plan.items[0][0]
+        return weights
+
+    def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> NetworkField:
+        """Nothing is left to train."""
+        return self.restore(release, {})
+
+    def restore(self, release: Release, tensors: Tensors) -> NetworkField:
+        """The network from its weights."""
+        net = score_net(release.schema, residual=self.residual)
+        net.load_state_dict({name: torch.from_numpy(np.array(t)) for name, t in release.tensors.items()})
+        return NetworkField(release, net, self)
+
+
+AS_PRINTED = Published()
 
 
 class NetworkField(Model):
@@ -64,12 +124,12 @@ class NetworkField(Model):
     Args:
         release: holds the trained weights.
         net: the network with them.
-        dynamics: of Algorithm 2.
+        options: how it samples.
     """
 
-    def __init__(self, release: Release, net: ScoreNet, dynamics: Dynamics) -> None:
+    def __init__(self, release: Release, net: ScoreNet, options: Published) -> None:
         super().__init__(release)
-        self._net, self._dynamics = net.eval().requires_grad_(False), dynamics
+        self._net, self._options = net.eval().requires_grad_(False), options
 
     def tensors(self) -> Tensors:
         """Nothing beside the release."""
@@ -83,7 +143,7 @@ class NetworkField(Model):
         return Batch(images=to_bytes(torch.cat(parts)), labels=labels)
 
     def _some(self, y: Tensor, coins: torch.Generator) -> Tensor:
-        d, schema = self._dynamics, self.schema
+        d, schema = self._options, self.schema
         code = torch.randn(len(y), self._net.code, generator=coins) if self._net.code else None
 
         def score(x: Tensor) -> Tensor:
