@@ -30,6 +30,8 @@ RUN, LEDGER, RELEASE, MODEL, SAMPLES = (
     "samples.npz",
 )
 TABLE = "samples.csv"
+SCHEMA = "schema.json"
+"""Bounds that were paid for complete a schema; this file keeps it."""
 METRICS, TRAINING, CHECKPOINT, REPORT = "metrics.json", "training.json", "checkpoint.safetensors", "report.html"
 _KEY = "dpgm"
 

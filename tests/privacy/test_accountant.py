@@ -15,6 +15,7 @@ from scipy.stats import norm
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, BudgetExceeded, PrivacyError, Relation
 from dpgm.privacy.mechanism import (
+    BoundedRangeEvent,
     ClaimEvent,
     Cost,
     DiscreteGaussianEvent,
@@ -215,6 +216,7 @@ def test_counts_that_are_none_are_refused(count: Any) -> None:
         lambda v: DiscreteGaussianEvent(1.0, v),
         lambda v: ZeroConcentratedEvent(v),
         lambda v: PureEvent(v),
+        lambda v: BoundedRangeEvent(v),
         lambda v: ClaimEvent(v, 0.0),
         lambda v: ClaimEvent(1.0, v),
     ],
@@ -225,6 +227,41 @@ def test_prices_that_would_pass_every_cap_are_refused(make: Any, value: float) -
     assert not (value > 1.0) or math.isinf(value)
     with pytest.raises(PrivacyError, match="allowed is"):
         make(value)
+
+
+# --- choices of bounded range -----------------------------------------------------------------------------------------
+
+
+def two_points(epsilon: float, t: float) -> tuple[float, float]:
+    """(P(A), Q(A)) of the extreme choice: the loss is t on A and t - epsilon off it."""
+    w = math.exp(-epsilon)
+    return (1 - w * math.exp(t)) / (1 - w), (math.exp(-t) - w) / (1 - w)
+
+
+def worst_gap(epsilon: float, mu: float) -> float:
+    """By how much extreme choices exceed what the Gaussian pair allows; at most 0 if it dominates."""
+    pairs = [two_points(epsilon, epsilon * i / 400) for i in range(1, 400)]
+    return max(norm.ppf(p) - norm.ppf(a) - mu for p, a in pairs)
+
+
+@pytest.mark.parametrize("range_", [1e-3, 0.1, 1.0, 4.0, 12.0])
+def test_the_gaussian_in_place_of_a_choice_dominates_and_is_the_smallest(range_: float) -> None:
+    mu = accountant.bounded_range_mu(range_)
+    assert -1e-6 < worst_gap(range_, mu) < 1e-9
+    assert accountant.bounded_range_epsilon(mu) == pytest.approx(range_, rel=1e-9)
+    assert worst_gap(range_, range_ / 2) > 0.01 * range_ or range_ > 10  # the twin: zCDP read as a Gaussian
+
+
+def test_choices_compose_as_gaussians_or_by_renyi_divergences_whichever_says_less() -> None:
+    choice, gauss = BoundedRangeEvent(0.1), GaussianEvent(3.0)
+    mixed = epsilon((gauss, 1), (choice, 10))
+    mu = math.hypot(1 / 3, math.sqrt(10) * accountant.bounded_range_mu(0.1))
+    assert mixed <= accountant.gaussian_epsilon(mu, 1e-5)
+    assert mixed <= accountant.rdp_epsilon([(gauss, 1), (choice, 10)], 1e-5)
+    assert epsilon(gauss) < mixed
+    assert epsilon(choice) <= 0.1  # alone it is pure
+    assert epsilon((choice, 3), delta=0.0) == pytest.approx(0.3)
+    assert epsilon(choice, PureEvent(0.2), gauss) < epsilon((choice, 3), PureEvent(0.2), gauss)
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from dpgm.privacy.accountant import gaussian_epsilon
 from dpgm.privacy.guarantee import Budget, BudgetExceeded, Evidence, PrivacyError, Relation, Source
 from dpgm.privacy.ledger import Ledger, cost_from_json, cost_to_json
 from dpgm.privacy.mechanism import (
+    BoundedRangeEvent,
     ClaimEvent,
     Cost,
     DiscreteGaussianEvent,
@@ -171,6 +172,7 @@ EVENTS: list[Event] = [
     PoissonGaussianEvent(0.1, 2),
     DiscreteGaussianEvent(0.3, 1),
     ZeroConcentratedEvent(1e-9),
+    BoundedRangeEvent(0.1),
     PureEvent(0),
     ClaimEvent(1.5, 1e-7),
 ]

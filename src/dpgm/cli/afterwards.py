@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,6 +216,8 @@ def measure(
     reference: Path | None = None,
 ) -> dict[str, Any]:
     """The protocol's scores of the samples in a folder, beside real data where these are public."""
+    if isinstance(data, TableSet):  # bounds may have been found on the way
+        data = dataclasses.replace(data, schema=model.release.schema)  # pyright: ignore[reportArgumentType]
     test = data.test()
     real = public_door(data.train) if is_public(data) else None
     kept = None if reference is None else artefact.read_json(reference / METRICS)

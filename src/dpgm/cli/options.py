@@ -100,12 +100,14 @@ class Privacy:
         delta: slack allowed; by default 1/size rounded down to a power of ten; 0 asks for pure privacy.
         relation: which data sets are neighbours.
         allow: run a method of weak evidence, for study; every artefact will say so.
+        bounds_share: share of the budget for bounds, where the schema says "private_bounds".
     """
 
     epsilon: float = 1.0
     delta: float | None = None
     relation: Literal["add-remove", "replace"] = "add-remove"
     allow: Literal["unsupported", "refuted"] | None = None
+    bounds_share: float = 0.05
 
     def budget(self, schema: AnySchema) -> Budget:
         """The budget, with the default delta of the declared size."""

@@ -10,16 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from dpgm import artefact, methods
-from dpgm.artefact import CHECKPOINT, LEDGER, MODEL, RELEASE, REPORT, RUN, TRAINING, write_json
+from dpgm.artefact import (
+    CHECKPOINT,
+    LEDGER,
+    MODEL,
+    RELEASE,
+    REPORT,
+    RUN,
+    SCHEMA,
+    TRAINING,
+    read_json,
+    write_json,
+)
 from dpgm.cli import afterwards
 from dpgm.cli.console import Screen, peak_memory_mb
 from dpgm.cli.options import RELATIONS, Data, Flat, Output, Privacy, method_named, parse, printable, with_method
 from dpgm.evaluation.utility import CLASSIFIERS
+from dpgm.methods import bounds
 from dpgm.methods.base import Method, Model, Note, Plan, Release, check_allowed, check_takes, privatise
 from dpgm.privacy.curator import Curator
-from dpgm.privacy.guarantee import PrivacyError
+from dpgm.privacy.guarantee import Budget, PrivacyError
 from dpgm.privacy.ledger import Ledger
-from dpgm.schema import Rows, SchemaError
+from dpgm.schema import Rows, SchemaError, schema_from_json
 
 DEFAULT_METHOD = "merf"
 
@@ -223,6 +235,8 @@ class _Job:
         self.screen.say(f"plan: {plan.guarantee().headline()}")
         out.mkdir(parents=True, exist_ok=True)
         with Ledger(out / LEDGER, relation=relation, cap=budget) as ledger:
+            if bounds.private_columns(schema):
+                schema, plan = self._bounded(ledger, budget)
             curator = Curator(self._reader, schema=schema, ledger=ledger)
             if (out / RELEASE).exists():
                 curator.reserve("fit", plan.items)  # refuses a changed plan
@@ -255,6 +269,20 @@ class _Job:
             kept = {k: v for k, v in before.get(clock, {}).items() if k in ("read", "release", "train")}
             getattr(self.screen, clock).update(kept)
         return artefact.load_model(out)
+
+    def _bounded(self, ledger: Ledger, budget: Budget) -> tuple[Any, Plan]:
+        """The schema with the bounds that were paid for, kept in the folder, and the plan for what is left."""
+        path, share = self.options.output.out / SCHEMA, self.options.privacy.bounds_share
+        curator = Curator(self._reader, schema=self.data.schema, ledger=ledger)
+        spent = bounds.price(curator, budget=budget, share=share)
+        if not path.exists():
+            with self.screen.stage("bounds"):
+                write_json(path, bounds.find(curator, budget=budget, share=share).to_json())
+        schema: Any = schema_from_json(read_json(path))
+        self.data = dataclasses.replace(self.data, schema=schema)
+        self.screen.say(f"the bounds of {len(bounds.private_columns(curator.schema))} columns were found and charged")
+        plan = self.plan = bounds.rest(self.method, schema, relation=ledger.relation, budget=budget, spent=spent)
+        return schema, plan
 
     def _privatise(self, curator: Curator, plan: Plan, seed: int) -> Release:
         out = self.options.output.out

@@ -28,6 +28,7 @@ _EVENTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         {"noise_multiplier": "noise multiplier", "slices": "directions"},
     ),
     "ZeroConcentratedEvent": ("zero-concentrated DP", {"rho": "rho"}),
+    "BoundedRangeEvent": ("a choice by the exponential mechanism", {"epsilon": "epsilon"}),
     "PureEvent": ("pure DP", {"epsilon": "epsilon"}),
     "ClaimEvent": ("a bare claim", {"epsilon": "epsilon", "delta": "delta"}),
 }

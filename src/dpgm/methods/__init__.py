@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dpgm.methods.base import Method
 
 _BUILT_IN = {
+    "aim": "dpgm.methods.aim:AIM",
     "dp2vae": "dpgm.methods.vae:DP2VAE",
     "labelled": "dpgm.methods.labelled:Labelled",
     "merf": "dpgm.methods.embedding:DPMERF",

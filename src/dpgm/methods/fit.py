@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dpgm.methods import bounds
 from dpgm.methods.base import Method, Model, OnNote, check_takes, privatise
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
@@ -31,6 +32,7 @@ def fit(
     seed: int = 0,
     ledger: str | Path | None = None,
     allow: Literal["unsupported", "refuted"] | None = None,
+    bounds_share: float = bounds.SHARE,
     on_note: OnNote | None = None,
 ) -> Model:
     """Fit a generative model to private images or a private table under (epsilon, delta)-differential privacy.
@@ -50,6 +52,7 @@ def fit(
         seed: of the public randomness; privacy noise is never seeded.
         ledger: file for the ledger; None keeps it in memory. Use one file for everything asked of the same records.
         allow: "unsupported" or "refuted", to run methods of weak evidence for study.
+        bounds_share: share of the budget for the bounds of columns with `private_bounds`.
         on_note: receives progress.
 
     Returns:
@@ -70,8 +73,15 @@ def fit(
     check_takes(method, facts)
     budget = Budget(epsilon=epsilon, delta=delta)
     with Ledger(None if ledger is None else Path(ledger), relation=relation, cap=budget) as book:
+        if bounds.private_columns(facts):
+            wide = Curator(reader, schema=facts, ledger=book)
+            spent = bounds.price(wide, budget=budget, share=bounds_share)
+            found = bounds.find(wide, budget=budget, share=bounds_share)
+            reader, facts = _opened(x, y, schema=found, classes=classes, size=size)  # beyond the bounds: moved to them
+            plan = bounds.rest(method, facts, relation=relation, budget=budget, spent=spent)
+        else:
+            plan = method.plan(facts, relation=relation, budget=budget)
         curator = Curator(reader, schema=facts, ledger=book)
-        plan = method.plan(facts, relation=relation, budget=budget)
         release = privatise(method, curator, plan, seed=seed, on_note=on_note, allow=allow)
     return method.train(release, seed=seed, on_note=on_note)
 

@@ -6,7 +6,8 @@ multiplier of 2 at delta 1e-5 its RDP accountant says 2.17 and its PLD accountan
 
 Engines, best first; the first that covers all events answers:
 
-1. Gaussian events only: exact closed form, mu^2 adds (Balle and Wang 2018; Dong, Roth and Su 2022).
+1. Gaussian events only: exact closed form, mu^2 adds (Balle and Wang 2018; Dong, Roth and Su 2022); with choices of
+   bounded range among them: the same form, a Gaussian in place of each choice, or Renyi divergences if these say less.
 2. pure events only, or delta = 0: epsilons add.
 3. one sliced event alone: quadrature over its random directions (an upper bound within 0.01 % of delta).
 4. anything without zCDP events: privacy loss distributions, pessimistic discretisation (an upper bound).
@@ -24,10 +25,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from scipy.optimize import brentq
-from scipy.special import log_ndtr, ndtr
+from scipy.special import expit, log_ndtr, logit, ndtr, ndtri
 
 from dpgm.privacy.guarantee import Budget, BudgetExceeded, PrivacyError, Relation
 from dpgm.privacy.mechanism import (
+    BoundedRangeEvent,
     ClaimEvent,
     Cost,
     DiscreteGaussianEvent,
@@ -99,6 +101,19 @@ def gaussian_mu(budget: Budget) -> float:
     return float(root) * (1 - 1e-11)
 
 
+def bounded_range_mu(epsilon: float) -> float:
+    """The smallest mu whose Gaussian pair dominates every choice of range epsilon: 2 Phi^-1(1/(1 + e^(-epsilon/2))).
+
+    Proof page: docs/proofs/exponential.md.
+    """
+    return -2 * float(ndtri(expit(-epsilon / 2)))  # of the smaller tail, which keeps its digits
+
+
+def bounded_range_epsilon(mu: float) -> float:
+    """The range epsilon with bounded_range_mu(epsilon) = mu."""
+    return -2 * float(logit(ndtr(-mu / 2)))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Composition
 
@@ -135,13 +150,18 @@ def epsilon_of(costs: Costs, *, delta: float, relation: Relation) -> float:
 
 @lru_cache(maxsize=4096)
 def _epsilon(events: tuple[tuple[Event, int], ...], delta: float) -> float:
-    if all(isinstance(e, PureEvent) for e, _ in events):
-        return sum(e.epsilon * k for e, k in events if isinstance(e, PureEvent))
+    pure = all(isinstance(e, PureEvent | BoundedRangeEvent) for e, _ in events)
+    total = sum(e.epsilon * k for e, k in events if isinstance(e, PureEvent | BoundedRangeEvent))
+    if pure and (delta <= 0 or all(isinstance(e, PureEvent) for e, _ in events)):
+        return total
     if delta <= 0:
-        names = sorted({type(e).__name__ for e, _ in events if not isinstance(e, PureEvent)})
+        names = sorted({type(e).__name__ for e, _ in events if not isinstance(e, PureEvent | BoundedRangeEvent)})
         raise PrivacyError(f"delta is 0, but {names} are not pure; give a delta above 0 or choose pure noise")
     if all(isinstance(e, GaussianEvent) for e, _ in events):
         return gaussian_epsilon(gaussian_sum(events), delta)
+    if all(isinstance(e, GaussianEvent | BoundedRangeEvent) for e, _ in events):
+        closed = min(gaussian_epsilon(gaussian_sum(events), delta), rdp_epsilon(events, delta))
+        return min(closed, total) if pure else closed
     if len(events) == 1 and isinstance(one := events[0][0], SlicedGaussianEvent) and events[0][1] == 1:
         return sliced_epsilon(one.noise_multiplier, one.slices, delta)
     if any(isinstance(e, ZeroConcentratedEvent) for e, _ in events):
@@ -150,8 +170,12 @@ def _epsilon(events: tuple[tuple[Event, int], ...], delta: float) -> float:
 
 
 def gaussian_sum(events: Iterable[tuple[Event, int]]) -> float:
-    """The mu of composed Gaussian events: mu^2 = sum of count / noise_multiplier^2."""
-    return math.hypot(*(math.sqrt(k) / e.noise_multiplier for e, k in events if isinstance(e, GaussianEvent)))
+    """The mu of composed Gaussian events, and of Gaussians in place of choices: mu^2 = sum of count mu_i^2."""
+    return math.hypot(*(math.sqrt(k) * _mu(e) for e, k in events if isinstance(e, GaussianEvent | BoundedRangeEvent)))
+
+
+def _mu(event: GaussianEvent | BoundedRangeEvent) -> float:
+    return 1 / event.noise_multiplier if isinstance(event, GaussianEvent) else bounded_range_mu(event.epsilon)
 
 
 def pld_epsilon(events: Iterable[tuple[Event, int]], delta: float, *, grid: float = _GRID) -> float:
@@ -159,12 +183,12 @@ def pld_epsilon(events: Iterable[tuple[Event, int]], delta: float, *, grid: floa
     total: PrivacyLossDistribution | None = None
     gaussians: list[tuple[Event, int]] = []
     for event, count in events:
-        if isinstance(event, GaussianEvent):
-            gaussians.append((event, count))  # merged into one: exact, and one convolution instead of many
+        if isinstance(event, GaussianEvent | BoundedRangeEvent):
+            gaussians.append((event, count))  # merged into one: one convolution instead of many
             continue
         part = _pld(event, grid).self_compose(count)
         total = part if total is None else total.compose(part)
-    if gaussians:
+    if gaussians and gaussian_sum(gaussians) > 0:
         part = _pld(GaussianEvent(1 / gaussian_sum(gaussians)), grid)
         total = part if total is None else total.compose(part)
     return 0.0 if total is None else float(total.get_epsilon_for_delta(delta))
@@ -206,8 +230,10 @@ def rdp_epsilon(events: Iterable[tuple[Event, int]], delta: float) -> float:
                 step = dp.GaussianDpEvent(s / k)  # the same zCDP bound (Canonne, Kamath and Steinke 2020, theorem 4)
             case ZeroConcentratedEvent(rho=r):
                 step = dp.GaussianDpEvent(1 / math.sqrt(2 * r))  # a Gaussian has exactly the curve rho * alpha
-            case PureEvent(epsilon=0):
+            case PureEvent(epsilon=0) | BoundedRangeEvent(epsilon=0):
                 continue
+            case BoundedRangeEvent(epsilon=e):
+                step = dp.GaussianDpEvent(2 / e)  # (epsilon^2/8)-zCDP (Cesar and Rogers 2021)
             case PureEvent(epsilon=e):
                 step = dp.GaussianDpEvent(1 / e)  # pure epsilon implies (epsilon^2/2)-zCDP (Bun and Steinke 2016)
             case _:

@@ -97,6 +97,13 @@ class ZeroConcentratedEvent(_Checked):
 
 
 @dataclass(frozen=True)
+class BoundedRangeEvent(_Checked):
+    """A choice whose privacy loss lies in an interval of length `epsilon`, as the exponential mechanism's does."""
+
+    epsilon: float
+
+
+@dataclass(frozen=True)
 class PureEvent(_Checked):
     """A mechanism proved to be (epsilon, 0)-DP."""
 
@@ -117,6 +124,7 @@ Event: TypeAlias = (
     | DiscreteGaussianEvent
     | SlicedGaussianEvent
     | ZeroConcentratedEvent
+    | BoundedRangeEvent
     | PureEvent
     | ClaimEvent
 )

@@ -20,6 +20,8 @@ Table: TypeAlias = NDArray[np.float64]
 """Records as numbers [n, columns]: a category's position, 0 or 1, days since 1970, or the value; NaN is missing."""
 
 _EPOCH = date(1970, 1, 1).toordinal()
+WIDEST = 2.0**50
+"""No number of a table may lie further from 0, where nothing else is declared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class Column:
         high: largest value allowed; larger ones are lowered to it.
         decimals: digits after the point that numbers are rounded to; None leaves them.
         missing: whether a value may be missing.
+        private_bounds: nobody can declare the bounds: a step that is charged finds them, within `low` and `high`
+            where these are given.
         dtype: pandas dtype on the way out; "" chooses by kind.
     """
 
@@ -44,6 +48,7 @@ class Column:
     high: float | str | None = None
     decimals: int | None = None
     missing: bool = False
+    private_bounds: bool = False
     dtype: str = ""
 
     def __post_init__(self) -> None:
@@ -59,7 +64,7 @@ class Column:
                     f"{where} has the bounds {self.low} to {self.high}; give public bounds low < high: they are never "
                     "taken from private rows"
                 )
-        elif self.low is not None or self.high is not None:
+        elif self.low is not None or self.high is not None or self.private_bounds:
             raise SchemaError(f"{where} is a {self.kind}; it has no bounds")
         if self.decimals is not None and (self.kind != "number" or not 0 <= self.decimals <= 12):
             raise SchemaError(f"{where} has decimals {self.decimals}; allowed is 0 to 12, for numbers")
@@ -71,11 +76,16 @@ class Column:
             return 0.0, len(self.values) - 1.0
         if self.kind == "boolean":
             return 0.0, 1.0
-        if self.low is None or self.high is None:
+        low, high = self.low, self.high
+        if self.private_bounds:
+            widest = ("1600-01-01", "2399-12-31") if self.kind == "date" else (-WIDEST, WIDEST)
+            low, high = widest[0] if low is None else low, widest[1] if high is None else high
+        if low is None or high is None:
             raise SchemaError(
-                f"column '{self.name}' is a {self.kind} without bounds; give low and high from public knowledge"
+                f"column '{self.name}' is a {self.kind} without bounds; give low and high from public knowledge, or "
+                '"private_bounds": true to have them found under a share of the budget'
             )
-        return self._number(self.low), self._number(self.high)
+        return self._number(low), self._number(high)
 
     def _number(self, bound: float | str) -> float:
         if self.kind != "date":

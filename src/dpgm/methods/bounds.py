@@ -1,0 +1,138 @@
+"""Bounds of columns that nobody can declare: a charged step before the method's own plan.
+
+A column with `private_bounds` is first counted on a public grid of powers of two (of years, for dates) under Gaussian
+noise. Its bounds are the outer ends of the cells that stand out of the noise; what lies beyond is moved to them.
+
+Proof page: docs/proofs/bounds.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from datetime import date
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpgm.mechanisms.noise import Gaussian
+from dpgm.mechanisms.tables import Cells, Marginals
+from dpgm.methods.base import Method, Plan
+from dpgm.privacy import accountant
+from dpgm.privacy.curator import Curator
+from dpgm.privacy.guarantee import Budget, BudgetExceeded, PrivacyError, Relation
+from dpgm.privacy.mechanism import Cost
+from dpgm.schema import Column, TableSchema
+
+SHARE = 0.05
+"""Share of the budget (of mu^2) that bounds take where some are private."""
+_STANDS_OUT = 5.0
+"""Standard deviations of noise above which a cell is taken for occupied: 1 in 1,000 for 4,000 empty cells."""
+_FINEST, _LARGEST = -30, 50
+"""Powers of two that the grid of numbers begins and ends with."""
+
+
+def private_columns(schema: Any) -> tuple[int, ...]:
+    """Positions of the columns whose bounds must be paid for; none in a schema of images."""
+    columns: Sequence[Column] = schema.columns if isinstance(schema, TableSchema) else ()
+    return tuple(j for j, c in enumerate(columns) if c.private_bounds)
+
+
+def grid(column: Column) -> Cells:
+    """The public grid of a column, within its outer limits: 0 and powers of two, or years."""
+    low, high = column.bounds
+    if column.kind == "date":
+        years = range(date(1970, 1, 1).year - 370, 1970 + 431)
+        edges = np.array([date(y, 1, 1).toordinal() for y in years], float) - date(1970, 1, 1).toordinal() - 0.5
+    elif column.whole:
+        powers = 2.0 ** np.arange(0, _LARGEST + 1) - 0.5
+        edges = np.concatenate([-powers[::-1], powers])
+    else:
+        powers = 2.0 ** np.arange(_FINEST, _LARGEST + 1)
+        edges = np.concatenate([-powers[::-1], powers])
+    margin = 0.5 if column.whole else 0.0
+    inside = edges[(edges > low - margin) & (edges < high + margin)]
+    return Cells(edges=(low - margin, *(float(e) for e in inside), high + margin))
+
+
+def question(schema: TableSchema, *, relation: Relation, mu: float) -> Gaussian:
+    """Counts of every private column on its grid, all in one release of mu-Gaussian DP."""
+    chosen = private_columns(schema)
+    anything = Cells(edges=(-math.inf, math.inf))
+    cells = tuple(grid(c) if j in chosen else anything for j, c in enumerate(schema.columns))
+    query = Marginals(cells=cells, blocks=tuple((j,) for j in chosen), weights=(1.0,) * len(chosen))
+    return Gaussian(query=query, noise_std=query.sensitivity(relation) / mu, name="bounds")
+
+
+def answered(schema: TableSchema, asked: Gaussian, answer: NDArray[np.float64]) -> TableSchema:
+    """The schema with bounds that the noisy counts tell; a column without a crowded cell gets the cells next to 0."""
+    query: Any = asked.query
+    columns = list(schema.columns)
+    for j, counts in zip(private_columns(schema), query.split(answer), strict=True):
+        column, edges = columns[j], np.array(query.cells[j].edges)
+        found = np.flatnonzero(counts > _STANDS_OUT * asked.noise_std)
+        if not len(found):
+            found = np.clip(np.searchsorted(edges, [0.0, 1.0], side="right") - 1, 0, len(counts) - 1)
+        low, high = float(edges[found[0]]), float(edges[found[-1] + 1])
+        if column.whole:
+            low, high = math.ceil(low), math.floor(high)
+        high = max(high, low + 1) if column.whole else high
+        ends = [_written(column, v) for v in (low, high)]
+        columns[j] = dataclasses.replace(column, low=ends[0], high=ends[1], private_bounds=False)
+    return dataclasses.replace(schema, columns=tuple(columns))
+
+
+def _written(column: Column, value: float) -> float | str:
+    if column.kind != "date":
+        return value
+    return date.fromordinal(int(value) + date(1970, 1, 1).toordinal()).isoformat()
+
+
+def price(curator: Curator, *, budget: Budget, share: float = SHARE) -> tuple[Cost, int]:
+    """Reserve the bounds and say what they cost.
+
+    Args:
+        curator: answers over rows that were read by the schema's outer limits.
+        budget: what the whole run may spend.
+        share: share of it, of mu^2, above 0 and below 1.
+
+    Raises:
+        PrivacyError: the share is not, or delta is 0.
+    """
+    asked = _asked(curator, budget, share)
+    curator.reserve("bounds", [(asked, 1)])
+    return asked.cost(curator.ledger.relation), 1
+
+
+def find(curator: Curator, *, budget: Budget, share: float = SHARE) -> TableSchema:
+    """Ask for the bounds that `price` reserved; the schema that they complete."""
+    asked = _asked(curator, budget, share)
+    schema: Any = curator.schema
+    return answered(schema, asked, curator.answer(asked))
+
+
+def _asked(curator: Curator, budget: Budget, share: float) -> Gaussian:
+    if not 0 < share < 1:
+        raise PrivacyError(f"the share of the bounds is {share}; allowed is more than 0 and less than 1")
+    schema: Any = curator.schema
+    mu = math.sqrt(share) * accountant.gaussian_mu(budget)
+    return question(schema, relation=curator.ledger.relation, mu=mu)
+
+
+def rest(method: Method, schema: Any, *, relation: Relation, budget: Budget, spent: tuple[Cost, int]) -> Plan:
+    """The method's plan with what is left, so that both together stay within the budget.
+
+    Raises:
+        BudgetExceeded: nothing is left.
+    """
+    left = accountant.gaussian_mu(budget) ** 2 - accountant.gaussian_sum([(spent[0].event, spent[1])]) ** 2
+    epsilon = accountant.gaussian_epsilon(math.sqrt(max(left, 1e-12)), budget.delta)
+    for _ in range(60):
+        plan = method.plan(schema, relation=relation, budget=dataclasses.replace(budget, epsilon=epsilon))
+        costs = [spent, *((m.cost(relation), n) for m, n in plan.items)]
+        if accountant.epsilon_of(costs, delta=budget.delta, relation=relation) <= budget.epsilon:
+            return plan
+        epsilon *= 0.98  # plans that are not Gaussian compose to a little more
+    raise BudgetExceeded("the bounds leave nothing for the method; raise epsilon, or lower --bounds-share")

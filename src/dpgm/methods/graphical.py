@@ -1,0 +1,164 @@
+"""Graphical models of noisy marginals: estimated by the package `mbi` (extra `marginals`), drawn clique by clique."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpgm.mechanisms.tables import Cells
+from dpgm.methods.base import Release, Tensors
+from dpgm.methods.tabular import TableModel, choose_cells, draw_values, one_way
+from dpgm.schema import SchemaError, TableSchema
+from dpgm.schema.table import Table
+
+Block = tuple[int, ...]
+Clique = tuple[Block, NDArray[np.float64]]
+"""Columns by position, and the share of each of their products of cells, an axis a column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A noisy marginal: counts [cells of each column] of a block, and the standard deviation of their noise."""
+
+    block: Block
+    counts: NDArray[np.float64]
+    std: float
+
+
+def first_round(schema: TableSchema, one: NDArray[np.float64], std: float, most: int) -> tuple[Any, list[Measured]]:
+    """What the one-way marginals on fine intervals make known: the cells to go on with, and their counts."""
+    cells = tuple(choose_cells(schema, one, std, most))
+    measured: list[Measured] = []
+    for j, (counts, c) in enumerate(zip(one_way(schema).split(one), cells, strict=True)):
+        groups = c.groups or range(c.intervals)
+        spread = float(np.sqrt(np.bincount(groups)).mean())  # joined intervals add their noise
+        joined = np.bincount(groups, weights=counts, minlength=c.count).astype(np.float64)
+        measured.append(Measured(block=(j,), counts=joined, std=std * spread))
+    return cells, measured
+
+
+def estimate(cells: Sequence[Cells], measured: Sequence[Measured], *, steps: int, start: Any = None) -> Any:
+    """The graphical model of greatest entropy near the measured marginals, as the package has it; `start` warms up."""
+    mbi = load()
+    domain = mbi.Domain([str(j) for j in range(len(cells))], [c.count for c in cells])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        given = [mbi.LinearMeasurement(m.counts.ravel(), tuple(map(str, m.block)), stddev=m.std) for m in measured]
+        return mbi.estimation.MirrorDescent().estimate(domain, given, iters=steps, warm_start=start)
+
+
+def cliques_of(model: Any) -> list[Clique]:
+    """The marginals of the model's junction tree, as shares."""
+    mbi = load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tree = mbi.junction_tree.make_junction_tree(model.potentials.domain, model.potentials.cliques)[0]
+        nodes = list(tree.nodes)
+        marginals = mbi.marginal_oracles.message_passing_stable(model.potentials.expand(nodes), 1.0)
+    found: list[Clique] = []
+    for node in nodes:
+        factor = marginals.project(node)
+        values = np.maximum(np.nan_to_num(np.asarray(factor.datavector(flatten=False), float)), 0)
+        found.append((tuple(int(a) for a in factor.domain.attributes), values / max(values.sum(), 1e-300)))
+    return found
+
+
+def model_cells(cells: Sequence[Cells], blocks: Sequence[Block]) -> float:
+    """Numbers that a model of these blocks holds: cells of its junction tree's cliques."""
+    mbi = load()
+    domain = mbi.Domain([str(j) for j in range(len(cells))], [c.count for c in cells])
+    return mbi.junction_tree.hypothetical_model_size(domain, [tuple(map(str, b)) for b in blocks]) * 2**20 / 8
+
+
+def draw_cells(
+    cliques: Sequence[Clique], n: int, rng: np.random.Generator, given: tuple[int, NDArray[np.int64]] | None = None
+) -> dict[int, NDArray[np.int64]]:
+    """Cells [n] of each column, clique by clique: each given what it shares with those before.
+
+    Args:
+        cliques: marginals of a junction tree, in any order.
+        n: how many records.
+        rng: source of the draws.
+        given: a column and its cells, to begin with.
+    """
+    known: dict[int, NDArray[np.int64]] = {} if given is None else {given[0]: given[1]}
+    left, visited = list(cliques), [{given[0]}] if given else [set[int]()]
+    while left:
+        # The clique that shares most with one that was visited: the junction tree, as Prim's algorithm walks it.
+        at = max(range(len(left)), key=lambda i: max(len(v & set(left[i][0])) for v in visited))
+        block, table = left.pop(at)
+        visited.append(set(block))
+        old = [k for k, j in enumerate(block) if j in known]
+        new = [k for k, j in enumerate(block) if j not in known]
+        if not new:
+            continue
+        sizes = [table.shape[k] for k in new]
+        rows = np.transpose(table, old + new).reshape(-1, int(np.prod(sizes)))
+        rows = rows + 1e-12 * rows.sum(0) + 1e-300
+        edges = rows.cumsum(1) / rows.sum(1, keepdims=True)
+        row = np.zeros(n, np.int64)
+        for k in old:
+            row = row * table.shape[k] + known[block[k]]
+        flat = (edges + np.arange(len(edges))[:, None]).ravel()
+        place = np.searchsorted(flat, row + rng.random(n), side="right") - row * edges.shape[1]
+        parts = np.unravel_index(np.clip(place, 0, edges.shape[1] - 1), sizes)
+        known |= {block[k]: part.astype(np.int64) for k, part in zip(new, parts, strict=True)}
+    return known
+
+
+class CliqueModel(TableModel):
+    """Records drawn along the junction tree of a graphical model, beginning at the label."""
+
+    def __init__(self, release: Release, cells: Sequence[Cells], cliques: Sequence[Clique]) -> None:
+        super().__init__(release)
+        self.cells, self.cliques = tuple(cells), list(cliques)
+
+    @classmethod
+    def from_tensors(cls, release: Release, cells: Sequence[Cells], tensors: Tensors) -> CliqueModel:
+        """The model that `tensors` were taken from."""
+        blocks = [tuple(int(j) for j in row if j >= 0) for row in tensors["cliques"]]
+        return cls(release, cells, [(b, tensors[f"clique{k}"]) for k, b in enumerate(blocks)])
+
+    def tensors(self) -> Tensors:
+        """The cliques and their marginals."""
+        widest = max(len(b) for b, _ in self.cliques)
+        blocks = np.array([[*b, *[-1] * (widest - len(b))] for b, _ in self.cliques], np.int64)
+        return {"cliques": blocks, **{f"clique{k}": t for k, (_, t) in enumerate(self.cliques)}}
+
+    def class_shares(self) -> NDArray[np.float64]:
+        """Share of each class."""
+        index = self.table_schema.label_index
+        if index is None:
+            return np.ones(1)
+        block, table = next(c for c in self.cliques if index in c[0])
+        return table.sum(tuple(k for k, j in enumerate(block) if j != index)) + 1e-12
+
+    def records(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Table:
+        """One record for each label."""
+        schema = self.table_schema
+        given = None if schema.label_index is None else (schema.label_index, labels)
+        chosen = draw_cells(self.cliques, len(labels), rng, given)
+        counts = one_way(schema).split(self.release.tensors["one"])
+        std = float(self.release.details["noise_std_one"])
+        columns = [draw_values(chosen[j], c, self.cells[j], counts[j], std, rng) for j, c in enumerate(schema.columns)]
+        return np.stack(columns, axis=1)
+
+
+def load() -> Any:
+    """The package.
+
+    Raises:
+        SchemaError: it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of single precision, which is enough for noisy counts
+            return importlib.import_module("mbi")
+    except ImportError as error:
+        raise SchemaError("graphical models need the package mbi; pip install 'dpgm[marginals]'") from error
