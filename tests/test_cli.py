@@ -262,3 +262,22 @@ def test_a_bench_shows_its_cells_without_reading_a_row(
     assert "there is no method" in json.loads(capsys.readouterr().out)["cells"][0]["error"]
     assert main(["bench", str(path)]) == BAD_INPUT
     assert "give --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["labeller", "dp-cnn"])
+def test_a_classifier_is_a_release_without_samples(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    small = ["--steps", "20", "--rate", "0.2", *(["--dim", "80", "--pictures", "200"] if method == "labeller" else [])]
+    assert main(["run", "digits", "--method", method, "--epsilon", "8", "--out", str(out), *small]) == OK
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert 0.15 < metrics["accuracy"].pop(method.replace("-", "_")) <= 1  # 0.1 by chance
+    assert not metrics["accuracy"], "no classifier was trained on samples"
+    assert not (out / "samples.npz").exists()
+    assert "How good the classifier is" in (out / "report.html").read_text()
+    assert main(["evaluate", str(out)]) == OK
+    assert main(["sample", str(out)]) == BAD_INPUT
+    assert "draws no records" in capsys.readouterr().err
+    assert main(["plan", "digits", "--method", method, "--labeller", "0.3"]) == BAD_INPUT
+    assert "name a generator" in capsys.readouterr().err

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dpgm.methods.embedding import DPMEPF, DPMERF
     from dpgm.methods.fit import fit
     from dpgm.methods.labelled import Labelled
+    from dpgm.methods.labeller import Labeller
     from dpgm.methods.pge import PGE
     from dpgm.methods.slicing import Slicing
     from dpgm.methods.vae import DP2VAE
@@ -42,6 +43,7 @@ _HOME = {
     "DPMERF": "methods.embedding",
     "DP2VAE": "methods.vae",
     "Labelled": "methods.labelled",
+    "Labeller": "methods.labeller",
     "PGE": "methods.pge",
     "Slicing": "methods.slicing",
     "fit": "methods.fit",
@@ -61,7 +63,7 @@ _HOME = {
 }
 
 __all__ = [  # noqa: RUF022 (in the order a reader meets them)
-    "fit", "load", "open_data", "DPMERF", "DPMEPF", "PGE", "Slicing", "DP2VAE", "Labelled", "ImageSchema",
+    "fit", "load", "open_data", "DPMERF", "DPMEPF", "PGE", "Slicing", "DP2VAE", "Labelled", "Labeller", "ImageSchema",
     "TableSchema", "Column", "Rows", "Budget", "Relation", "Evidence", "Guarantee", "Ledger", "Curator", "Method",
     "Model", "Plan", "Release", "Batch", "privatise", "load_release", "SchemaError", "PrivacyError", "BudgetExceeded",
 ]  # fmt: skip

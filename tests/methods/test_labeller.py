@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from dpgm.methods.base import Note, Release, privatise
+from dpgm.methods.base import Note, Release, Resume, privatise
 from dpgm.methods.embedding import DPMERF
 from dpgm.methods.labelled import Labelled
 from dpgm.methods.labeller import Labeller
-from dpgm.privacy import accountant
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
@@ -41,9 +40,9 @@ def open_curator(digits, ledger=None, cap=BUDGET):
 
 def run(labeller, curator, *, state=None, stop=None) -> Any:
     """Drive the labeller's talk; returns its tensors, its checkpoints, and how often it asked."""
-    mechanism, calls = labeller.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
-    used = curator.reserve("fit", [(mechanism, calls)])
-    talk = labeller.talk(mechanism, schema(), used=used[0], state=state)
+    plan = labeller.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    used = curator.reserve("fit", plan.items)
+    talk = labeller.talk(plan, rng=np.random.default_rng(0), resume=Resume(used=used, state=state))
     answer, notes, asked = None, [], 0
     while True:
         try:
@@ -60,11 +59,8 @@ def run(labeller, curator, *, state=None, stop=None) -> Any:
 
 
 def test_the_plan_spends_the_budget_and_no_more():
-    mechanism, calls = Labeller().plan(schema(60_000), relation=Relation.ADD_REMOVE, budget=BUDGET)
-    spent = accountant.epsilon_of(
-        [(mechanism.cost(Relation.ADD_REMOVE), calls)], delta=1e-4, relation=Relation.ADD_REMOVE
-    )
-    assert 0.99 * 4 < spent <= 4
+    plan = Labeller().plan(schema(60_000), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    assert 0.99 * 4 < plan.guarantee().epsilon <= 4
     with pytest.raises(PrivacyError, match="replace one"):
         Labeller().plan(schema(60_000), relation=Relation.REPLACE, budget=BUDGET)
     with pytest.raises(SchemaError, match="declared number"):
@@ -73,7 +69,7 @@ def test_the_plan_spends_the_budget_and_no_more():
 
 def test_it_reads_digits_that_it_has_not_seen(digits):
     tensors, _, asked = run(SMALL, open_curator(digits))
-    trained = SMALL.restore(schema(), tensors)
+    trained = SMALL.trained(schema(), tensors)
     x, y = digits
     odds = trained(x[1400:])
     np.testing.assert_allclose(odds.sum(1), 1, rtol=1e-5)
@@ -88,7 +84,8 @@ def test_noise_alone_moves_a_logit_by_what_the_rate_is_chosen_for():
     from dpgm.methods.descent import Descent
 
     labeller = Labeller()
-    mechanism, _ = labeller.plan(schema(), relation=Relation.ADD_REMOVE, budget=Budget(epsilon=1.0, delta=1e-4))
+    plan = labeller.plan(schema(), relation=Relation.ADD_REMOVE, budget=Budget(epsilon=1.0, delta=1e-4))
+    mechanism: Any = plan.items[0][0]
     net = nn.Linear(400, 10, bias=False)
     nn.init.zeros_(net.weight)
     descent = Descent(net, steps=300, lr=labeller.learning_rate(mechanism), rule="momentum", average=0.0)
@@ -147,7 +144,7 @@ def test_a_checkpoint_restores_every_number():
 
 @pytest.fixture(scope="module")
 def release(digits):
-    method = Labelled(generator=GENERATOR, steps=20, rate=0.2)
+    method = Labelled(generator=GENERATOR, labeller=Labeller(steps=20, rate=0.2))
     curator = open_curator(digits)
     plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
     return privatise(method, curator, plan, seed=0, allow="unsupported")
@@ -159,6 +156,8 @@ def test_generator_and_labeller_fit_the_budget_together():
         assert 0.95 * 4 < plan.guarantee().epsilon <= 4
         assert plan.guarantee().evidence is Evidence.PROVED
         assert len(plan.items) == 2
+    with pytest.raises(SchemaError, match="draws no records"):
+        Labelled(generator=SMALL).plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
     with pytest.raises(PrivacyError, match="share"):
         Labelled(share=1.0).plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
 
@@ -189,7 +188,7 @@ def test_a_saved_model_gives_the_same_samples(release):
 
 
 def test_an_interrupted_talk_of_both_goes_on_where_it_stood(digits, tmp_path):
-    method = Labelled(generator=GENERATOR, steps=20, rate=0.2)
+    method = Labelled(generator=GENERATOR, labeller=Labeller(steps=20, rate=0.2))
     plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
     states = []
 

@@ -11,6 +11,7 @@ from dpgm.mechanisms.gradient import PoissonGradient
 from dpgm.mechanisms.latents import LocalInference
 from dpgm.methods.base import Batch, Note, privatise
 from dpgm.methods.labelled import Labelled
+from dpgm.methods.labeller import Labeller
 from dpgm.methods.vae import DP2VAE
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
@@ -168,7 +169,7 @@ def test_checkpoints_hold_releases_only(digits):
 
 
 def test_a_labeller_takes_its_share():
-    method = Labelled(generator=small(), share=0.2, steps=10)
+    method = Labelled(generator=small(), share=0.2, labeller=Labeller(steps=10))
     plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
     assert 0.95 * 8 < plan.guarantee().epsilon <= 8
     assert [n for _, n in plan.items] == [12, 1, 10]

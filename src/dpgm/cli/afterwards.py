@@ -184,7 +184,11 @@ def report_command(words: list[str]) -> int:
 
 
 def draw(model: Model, folder: Path, *, n: int, seed: int) -> dict[str, Any]:
-    """Write samples.npz and samples.png, or samples.csv; returns what the report shows of them."""
+    """Write samples.npz and samples.png, or samples.csv; returns what the report shows of them. A model that draws no
+    records leaves nothing.
+    """
+    if not model.generates:
+        return {}
     batch = model.sample(n, seed=seed)
     artefact.save_samples(batch, model.schema, folder / SAMPLES)
     if isinstance(batch, TableBatch):
@@ -215,10 +219,16 @@ def measure(
     classifiers: Sequence[str] = CLASSIFIERS,
     reference: Path | None = None,
 ) -> dict[str, Any]:
-    """The protocol's scores of the samples in a folder, beside real data where these are public."""
+    """The protocol's scores of the samples in a folder, beside real data where these are public; of a classifier that
+    draws none, its own accuracy.
+    """
     if isinstance(data, TableSet):  # bounds may have been found on the way
         data = dataclasses.replace(data, schema=model.release.schema)  # pyright: ignore[reportArgumentType]
     test = data.test()
+    odds = None if isinstance(data, TableSet) else model.classify(test["image"])
+    read = {} if odds is None else {model.reader: float((odds.argmax(1) == test["label"]).mean())}
+    if not model.generates:
+        return {"accuracy": read, "sizes": {"test": len(test)}}
     real = public_door(data.train) if is_public(data) else None
     kept = None if reference is None else artefact.read_json(reference / METRICS)
     if isinstance(data, TableSet):
@@ -235,9 +245,7 @@ def measure(
         real=real,
         reference=kept,
     )
-    odds = model.classify(test["image"])
-    if odds is not None:
-        metrics["accuracy"]["labeller"] = float((odds.argmax(1) == test["label"]).mean())
+    metrics["accuracy"] |= read
     return metrics
 
 

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 _BUILT_IN = {
     "aim": "dpgm.methods.aim:AIM",
+    "dp-cnn": "dpgm.methods.dp_cnn:DPCNN",
     "dp2vae": "dpgm.methods.vae:DP2VAE",
     "labelled": "dpgm.methods.labelled:Labelled",
+    "labeller": "dpgm.methods.labeller:Labeller",
     "merf": "dpgm.methods.embedding:DPMERF",
     "mepf": "dpgm.methods.embedding:DPMEPF",
     "pge": "dpgm.methods.pge:PGE",

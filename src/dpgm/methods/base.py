@@ -166,6 +166,8 @@ class Method(ABC):
     """Literature of the method; that of its mechanisms comes with their costs."""
     takes: ClassVar[tuple[type[Any], ...]] = (ImageSchema,)
     """Kinds of schema that it can plan for."""
+    generates: ClassVar[bool] = True
+    """Whether its models make records; a private classifier only reads them."""
     free: ClassVar[frozenset[str]] = frozenset()
     """Names of the options that only training reads: they may change when a release is trained on again."""
 
@@ -229,7 +231,6 @@ class Model(ABC):
 
     Args:
         release: what it was trained on.
-        seconds: time that training took.
     """
 
     def __init__(self, release: Release) -> None:
@@ -244,6 +245,16 @@ class Model(ABC):
     def schema(self) -> Schema:
         """Public facts about the records."""
         return self.release.schema
+
+    @property
+    def generates(self) -> bool:
+        """Whether it makes records; a private classifier only reads them."""
+        return self.release.method.generates
+
+    @property
+    def reader(self) -> str:
+        """What metrics call the classifier behind `classify`."""
+        return "labeller"
 
     @abstractmethod
     def tensors(self) -> Tensors:

@@ -11,14 +11,13 @@ from typing import ClassVar, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dpgm.mechanisms.gradient import PoissonGradient
 from dpgm.methods.base import Ask, Batch, Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
 from dpgm.methods.embedding import DPMERF
-from dpgm.methods.labeller import SOURCES, Labeller, TrainedLabeller
+from dpgm.methods.labeller import Labeller, TrainedLabeller
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import Cost, Json
-from dpgm.schema import Schema
+from dpgm.schema import Schema, SchemaError
 
 _ROUNDS = 20
 """Draws of one image until the labeller agrees with the wanted class."""
@@ -37,30 +36,27 @@ class Labelled(Method):
         share: part of mu^2 (the squared Gaussian-DP parameter of the whole budget) that the labeller gets, in (0, 1).
         mode: "filter" draws again until the labeller agrees with the wanted class; "relabel" keeps every image and
             writes down the labeller's class instead of the wanted one.
-        steps: gradients of the labeller.
-        rate: probability of a record in each of them.
+        labeller: how the labeller is trained.
     """
 
     name: ClassVar[str] = "labelled"
-    sources: ClassVar[tuple[Source, ...]] = SOURCES
+    sources: ClassVar[tuple[Source, ...]] = Labeller.sources
 
     generator: Method = field(default_factory=DPMERF)
     share: float = 0.3
     mode: Literal["filter", "relabel"] = "filter"
-    steps: int = 300
-    rate: float = 0.05
-
-    def labeller(self) -> Labeller:
-        """The labeller's configuration."""
-        return Labeller(steps=self.steps, rate=self.rate)
+    labeller: Labeller = field(default_factory=Labeller)
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The labeller's plan at its share, and the generator's at the most that then fits the budget."""
         if not 0 < self.share < 1:
             raise PrivacyError(f"share is {self.share}; allowed is a part of the budget above 0 and below 1, e.g. 0.3")
+        if not self.generator.generates:
+            raise SchemaError(f"'{self.generator.name}' draws no records that a labeller could read; name a generator")
         mu = accountant.gaussian_mu(budget)
         part = accountant.gaussian_epsilon(math.sqrt(self.share) * mu, budget.delta)
-        step, calls = self.labeller().plan(schema, relation=relation, budget=Budget(epsilon=part, delta=budget.delta))
+        labels = self.labeller.plan(schema, relation=relation, budget=Budget(epsilon=part, delta=budget.delta))
+        [(step, calls)] = labels.items
         rest = accountant.gaussian_epsilon(math.sqrt(1 - self.share) * mu, budget.delta)
         labelling = (step.cost(relation), calls)
         plan, rest = self._fit(schema, relation, budget, rest, labelling)
@@ -72,10 +68,10 @@ class Labelled(Method):
                 "generator": dict(plan.details),
                 "generator_epsilon": rest,
                 "labeller_epsilon": part,
-                "labeller_noise_multiplier": step.noise_multiplier,
+                "labeller_noise_multiplier": labels.details["noise_multiplier"],
             },
-            seconds=plan.seconds + 60 + 1e-3 * (schema.size or 0),
-            memory_mb=max(plan.memory_mb, 1000 + 0.003 * (schema.size or 0)),
+            seconds=plan.seconds + labels.seconds,
+            memory_mb=max(plan.memory_mb, labels.memory_mb),
         )
 
     def _fit(
@@ -117,10 +113,10 @@ class Labelled(Method):
             )
             out = yield from _prefixed(inner, "generator.", {})
             yield Note(stage="generator", step=1, total=1, state=_with(out, "released."))
-        step = plan.items[last][0]
-        assert isinstance(step, PoissonGradient)
-        talk = self.labeller().talk(
-            step, plan.schema, used=resume.used.get(last, 0), state=_part(state, "labeller.") or None
+        talk = self.labeller.talk(
+            dataclasses.replace(plan, items=plan.items[last:], details={}),
+            rng=rng,
+            resume=Resume(used={0: resume.used.get(last, 0)}, state=_part(state, "labeller.") or None),
         )
         trained = yield from _prefixed(talk, "labeller.", _with(out, "released."))
         return {**_with(out, "generator."), **_with(trained, "labeller.")}
@@ -139,7 +135,7 @@ class Labelled(Method):
         return dataclasses.replace(release, method=self.generator, tensors=tensors, details=details)
 
     def _model(self, release: Release, inner: Model) -> LabelledModel:
-        trained = self.labeller().restore(release.schema, _part(release.tensors, "labeller."))
+        trained = self.labeller.trained(release.schema, _part(release.tensors, "labeller."))
         return LabelledModel(release, inner, trained, self.mode)
 
 

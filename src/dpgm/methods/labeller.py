@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,29 +19,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
-from dpgm.methods.base import Ask, Tensors
+from dpgm.methods.base import Method, OnNote, Plan, Release, Resume, Talk, Tensors
+from dpgm.methods.classifier import ClassifierModel, gradient_plan
 from dpgm.methods.descent import Descent, descend
 from dpgm.methods.encoder import TorchEncoder, check_encoder
 from dpgm.nets.classifiers import to_unit
 from dpgm.nets.features import Scattering
 from dpgm.nets.whitened import Whitened
-from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Relation, Source
-from dpgm.schema import ImageSchema, Schema, SchemaError
-
-SOURCES = (
-    Source(
-        key="tramer2021differentially",
-        title="Differentially Private Learning Needs Better Features (or Much More Data)",
-        authors="Tramèr, Florian and Boneh, Dan",
-        year=2021,
-        where="ICLR 2021, arXiv 2011.11660",
-    ),
-)
+from dpgm.schema import ImageSchema, Schema
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labeller:
+class Labeller(Method):
     """A linear softmax classifier on whitened scattering features, trained by DP-SGD with momentum.
 
     **Guarantee**: `steps` Poisson-sampled Gaussian gradients (docs/proofs/poisson-gradient.md).
@@ -61,6 +50,19 @@ class Labeller:
         pictures: procedural pictures that the features are whitened with.
     """
 
+    name: ClassVar[str] = "labeller"
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            key="tramer2021differentially",
+            title="Differentially Private Learning Needs Better Features (or Much More Data)",
+            authors="Tramèr, Florian and Boneh, Dan",
+            year=2021,
+            where="ICLR 2021, arXiv 2011.11660",
+        ),
+    )
+
+    generates: ClassVar[bool] = False
+
     steps: int = 300
     rate: float = 0.05
     clip_norm: float = 0.1
@@ -71,20 +73,13 @@ class Labeller:
 
     MOMENTUM: ClassVar[float] = 0.9
 
-    def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> tuple[PoissonGradient, int]:
-        """The mechanism (without a task yet) and how often it is asked, calibrated to the budget."""
-        if schema.size is None:
-            raise SchemaError("the labeller needs the declared number of records; give the schema a size")
-
-        def step(noise_multiplier: float) -> PoissonGradient:
-            return PoissonGradient(
-                rate=self.rate, noise_multiplier=noise_multiplier, size=schema.size or 0, name="labeller-gradient"
-            )
-
-        noise = accountant.calibrate(
-            lambda s: [(step(s).cost(relation), self.steps)], budget, relation=relation, low=0.3
+    def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
+        """The gradients with the smallest noise that the budget allows."""
+        plan = gradient_plan(
+            schema, relation=relation, budget=budget, rate=self.rate, steps=self.steps, name="labeller-gradient"
         )
-        return step(noise), self.steps
+        size = schema.size or 0
+        return dataclasses.replace(plan, seconds=60 + 1e-3 * size, memory_mb=1000 + 0.003 * size)
 
     def learning_rate(self, mechanism: PoissonGradient) -> float:
         """The rate lr with lr sqrt(3 T / 8) s C / (q n (1 - momentum)) = wander, at most top_lr / C.
@@ -96,22 +91,31 @@ class Labeller:
         even = self.wander * (1 - self.MOMENTUM) / (noise_std * math.sqrt(3 * self.steps / 8))
         return min(even, self.top_lr / self.clip_norm)
 
-    def talk(
-        self, mechanism: PoissonGradient, schema: Schema, *, used: int, state: Tensors | None
-    ) -> Generator[Ask, Any, Tensors]:
+    def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
         """Train on released gradients; returns {"weight" [k, dim]}."""
+        [(mechanism, calls)], schema = plan.items, plan.schema
+        assert isinstance(mechanism, PoissonGradient)
         encoder = TorchEncoder(module=features(schema, self.dim, self.pictures))
         check_encoder(encoder, schema)
         net = _linear(encoder.dim, schema.n_classes)
         task = ModuleGradient(module=net, loss=_cross_entropy, clip_norm=self.clip_norm, encoder=encoder)
-        descent = Descent(net, steps=self.steps, lr=self.learning_rate(mechanism), rule="momentum", beta=self.MOMENTUM)
+        descent = Descent(net, steps=calls, lr=self.learning_rate(mechanism), rule="momentum", beta=self.MOMENTUM)
         asked = dataclasses.replace(mechanism, task=task)
-        yield from descend(descent, asked, calls=self.steps, used=used, state=state, stage="labeller")
+        used = resume.used.get(0, 0)
+        yield from descend(descent, asked, calls=calls, used=used, state=resume.state, stage="labeller")
         descent.finish()
         return {"weight": net.weight.detach().numpy().copy()}
 
-    def restore(self, schema: Schema, tensors: Tensors) -> TrainedLabeller:
-        """The labeller that `talk` trained."""
+    def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> ClassifierModel:
+        """The released classifier, as it is."""
+        return self.restore(release, {})
+
+    def restore(self, release: Release, tensors: Tensors) -> ClassifierModel:
+        """The classifier; all of it stands in the release."""
+        return ClassifierModel(release, self.trained(release.schema, release.tensors))
+
+    def trained(self, schema: Schema, tensors: Tensors) -> TrainedLabeller:
+        """The labeller whose release holds `tensors`."""
         return TrainedLabeller(features(schema, self.dim, self.pictures), torch.from_numpy(tensors["weight"]))
 
 

@@ -50,6 +50,31 @@ class SmallCNN(nn.Module):
         return self.head(self.convolutions(x - 0.5))
 
 
+class BoundedCNN(nn.Module):
+    """Strided 5x5 convolutions and a dense layer with tanh, then logits `[b, k]`: small per-record gradients.
+
+    Each convolution halves the side, until it is at most 8 pixels.
+    """
+
+    def __init__(self, *, height: int, width: int, channels: int, n_classes: int, rng: torch.Generator) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inside, outside = channels, 16
+        while max(height, width) > 8 or not layers:
+            layers += [nn.Conv2d(inside, outside, 5, stride=2, padding=2), nn.Tanh()]
+            height, width = -(-height // 2), -(-width // 2)
+            inside, outside = outside, 32
+        self.convolutions = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(inside * height * width, 32), nn.Tanh(), nn.Linear(32, n_classes)
+        )
+        initialise(self, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images `[b, c, h, w]` in [0, 1] to logits `[b, k]`."""
+        return self.head(self.convolutions(x - 0.5))
+
+
 def train_classifier(
     x: NDArray[np.uint8] | Tensor,
     y: NDArray[np.generic] | Tensor,

@@ -13,7 +13,7 @@ from dpgm.methods.base import Batch, Method, Model, Note, Plan, Release, check_a
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
-from dpgm.schema import Rows, Schema
+from dpgm.schema import Rows, Schema, SchemaError
 from dpgm.testing.leaks import check_no_rows
 from dpgm.testing.queries import _check_frozen  # pyright: ignore[reportPrivateUsage]
 
@@ -72,7 +72,8 @@ def check_method(
         check_no_rows(folder, marker)
         _check_same(model, _load(folder), "saved and loaded", seed)
     check_no_rows([repr(model), repr(release), repr(plan), repr(notes), dict(release.tensors), model.tensors()], marker)
-    check_no_rows(model.sample(20, seed=seed).images, marker)
+    if model.generates:
+        check_no_rows(model.sample(20, seed=seed).images, marker)
     return model
 
 
@@ -134,6 +135,8 @@ def _with_marker(rows: Rows, seed: int) -> Rows:
 
 
 def _check_batch(model: Model, schema: Schema, seed: int) -> None:
+    if not model.generates:
+        return _check_odds(model, schema)
     for n in (0, 1, 2 * schema.n_classes + 1):
         batch = model.sample(n, seed=seed)
         assert batch.images.shape == (n, *schema.shape), f"{n} samples have shape {batch.images.shape}"
@@ -144,12 +147,29 @@ def _check_batch(model: Model, schema: Schema, seed: int) -> None:
         assert bool(inside.all()), "a sample's label lies outside the declared classes"
 
 
+def _check_odds(model: Model, schema: Schema) -> None:
+    """A model without samples classifies, and says so when it is asked for some."""
+    try:
+        model.sample(1)
+    except SchemaError:
+        pass
+    else:
+        raise AssertionError("the model says that it draws no records; sample() must raise a SchemaError")
+    for n in (0, 1, 3):
+        odds = model.classify(np.zeros((n, *schema.shape), np.uint8))
+        assert odds is not None, "a model that draws no records must classify"
+        assert odds.shape == (n, schema.n_classes), f"the probabilities of {n} images have shape {odds.shape}"
+        assert np.allclose(odds.sum(1), 1, atol=1e-4), "class probabilities do not add up to 1"
+
+
 def _check_same(model: Model, other: Model, how: str, seed: int) -> None:
     assert other.guarantee == model.guarantee, f"{how}, the model promises something else"
     first, second = model.tensors(), other.tensors()
     assert first.keys() == second.keys(), f"{how}, the model has other tensors"
     for name in first:
         assert np.array_equal(first[name], second[name]), f"{how}, the model's tensor '{name}' differs"
+    if not model.generates:
+        return
     drawn: list[Batch] = [m.sample(7, seed=seed + 1) for m in (model, model, other)]
     assert np.array_equal(drawn[0].images, drawn[1].images), "the same seed gives other samples"
     assert np.array_equal(drawn[0].images, drawn[2].images), f"{how}, the model gives other samples"
