@@ -82,3 +82,61 @@ def test_price_and_numbers():
     assert cost.evidence is Evidence.REFUTED
     with pytest.raises(PrivacyError, match="whole numbers"):
         mechanism(k=0)
+
+
+class Bend(torch.nn.Module):
+    """q(x) = -a tanh(b x) + c code: three numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (torch.nn.Parameter(torch.tensor(t)) for t in (1.0, 0.5, 0.1))
+
+    def forward(self, x, y, code=None):
+        return -self.a * torch.tanh(self.b * x) + (0.0 if code is None else self.c * code.mean((1, 2, 3), keepdim=True))
+
+
+def some_rows():
+    rng = np.random.default_rng(0)
+    return Rows(image=rng.integers(0, 256, (12, 4, 4, 1), dtype=np.uint8), label=np.zeros(12, np.int64))
+
+
+def test_memory_does_not_change_the_answer():
+    base = {"build": Bend, "steps": 3, "batch": 10, "code": lambda x: x, "smooth": 0.1, "lr": 0.1}
+    whole, pieces = (mechanism(**base, physical=p)(some_rows(), SeededNoise(0)) for p in (64, 3))
+    assert {k: float(t) for k, t in whole.items()} == pytest.approx({k: float(t) for k, t in pieces.items()}, abs=1e-6)
+    assert float(whole["c"]) != pytest.approx(0.1, abs=1e-3)
+
+
+def test_the_answer_can_be_averaged_weights():
+    last = mechanism(build=Bend, steps=6, lr=0.1)(some_rows(), SeededNoise(0))
+    mean = mechanism(build=Bend, steps=6, lr=0.1, ema=0.9)(some_rows(), SeededNoise(0))
+    assert 0.5 < (float(mean["b"]) - 0.5) / (float(last["b"]) - 0.5) < 0.97
+
+
+class OneStream(SeededNoise):
+    """All who ask draw from the same generator."""
+
+    def generator(self):
+        self.stream = getattr(self, "stream", None) or np.random.default_rng(0)
+        return self.stream
+
+
+def test_two_parts_are_one_training():
+    common = {"build": Bend, "batch": 4, "lr": 0.1, "ema": 0.9, "resumable": True}
+    whole = mechanism(**common, steps=10)(some_rows(), OneStream(0))
+    noise = OneStream(0)
+    part = mechanism(**common, steps=4)(some_rows(), noise)
+    part = mechanism(**common, steps=6, state=part, first=False)(some_rows(), noise)
+    assert set(whole) == {f"{k}.{n}" for k in ("net", "ema") for n in "abc"} | {
+        f"{k}.{n}" for k in ("adam1", "adam2") for n in "ab"
+    } | {"loss"}
+    for name, tensor in whole.items():
+        np.testing.assert_allclose(part[name], tensor, rtol=1e-5, err_msg=name)
+
+
+def test_later_parts_claim_nothing():
+    """As in the paper, which composes nothing over its iterations."""
+    assert mechanism(first=False).cost(Relation.REPLACE).event == ClaimEvent(0.0, 0.0)
+    assert mechanism(first=False).cost(Relation.REPLACE).evidence is Evidence.REFUTED
+    with pytest.raises(PrivacyError, match="mask is 2"):
+        mechanism(mask=2)

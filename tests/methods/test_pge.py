@@ -12,13 +12,12 @@ from sklearn.linear_model import LogisticRegression
 from dpgm import methods
 from dpgm.mechanisms.cells import CellKNorm
 from dpgm.mechanisms.noise import Gaussian
-from dpgm.methods.base import Note, check_allowed, privatise
+from dpgm.methods.base import Note, privatise
 from dpgm.methods.field import Frame
 from dpgm.methods.laws import shrink_covariance, shrink_means
 from dpgm.methods.pge import PGE
-from dpgm.methods.published_pge import Published
 from dpgm.privacy.curator import Curator
-from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
+from dpgm.privacy.guarantee import Budget, Evidence, Relation
 from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.mechanism import SeededNoise
 from dpgm.samplers import hmc, run
@@ -224,31 +223,3 @@ def test_shrinkage_helps_and_knows_its_limits():
     assert left.max() < 1e-9
     got, _ = shrink_means(means, np.full(10, 100.0), np.zeros(12))
     assert np.ptp(got, axis=0).max() < 1e-6
-
-
-# ------------------------------------------------------------------------------------------------ the published form
-
-
-def test_the_published_form_is_refuted_and_needs_to_be_asked_for():
-    method = PGE(privacy="published", published=Published(steps=2))
-    plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
-    assert plan.guarantee().evidence is Evidence.REFUTED
-    assert plan.guarantee().epsilon == BUDGET.epsilon
-    with pytest.raises(PrivacyError, match="refuted"):
-        check_allowed(plan.guarantee(), None)
-
-
-@pytest.mark.parametrize("options", [{}, {"residual": False, "loss": "derived", "metropolis": "printed"}])
-def test_contract_of_the_published_form(options):
-    rng = np.random.default_rng(0)
-    rows = Rows(image=rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8), label=rng.integers(0, 10, 20))
-    method = PGE(privacy="published", published=Published(steps=2, rounds=2, n_leapfrog=2, **options))
-    check_method(method, schema(), rows, budget=BUDGET, allow="refuted")
-
-
-def test_only_sampling_options_of_the_published_form_are_free():
-    method = PGE(privacy="published")
-    free = dataclasses.replace(method, published=Published(rounds=3))
-    assert method.retrained(free) is free
-    with pytest.raises(SchemaError, match="'k'"):
-        method.retrained(dataclasses.replace(method, published=Published(k=3)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -13,33 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpgm.mechanisms.perturbed import SOURCE, PerturbedProjections
-from dpgm.methods.base import Batch, Method, Model, OnNote, Plan, Release, Resume, Talk, Tensors
+from dpgm.methods.base import Batch, Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
 from dpgm.nets.classifiers import to_bytes
-from dpgm.nets.score import ScoreNet
+from dpgm.nets.codes import Code, make_code
+from dpgm.nets.score import Label, ScoreNet
+from dpgm.nets.unet import ScoreUNet
 from dpgm.privacy.guarantee import Budget, Relation, Source
 from dpgm.samplers import pge_steps, run, unadjusted_hmc
 from dpgm.samplers.hamiltonian import Metropolis, VelocityLaw
-from dpgm.schema import Schema
+from dpgm.schema import Schema, SchemaError
 
-CODE = 16
-"""Length of the residual enhancement's code: a 4 x 4 thumbnail of the image."""
-_BATCH = 500
-
-
-def score_net(schema: Schema, *, residual: bool) -> ScoreNet:
-    """The untrained network; its first weights are public and the same for all."""
-    return ScoreNet(
-        channels=schema.channels,
-        n_classes=schema.n_classes,
-        code=CODE if residual else 0,
-        rng=torch.Generator().manual_seed(0),
-    )
-
-
-def thumbnail_code(x: Tensor) -> Tensor:
-    """Codes [b, 16] of images [b, c, h, w]: a 4 x 4 thumbnail in 8 levels, in place of a public VQ model's codes."""
-    small = torch.nn.functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), 4).flatten(1)
-    return (small * 7).round() / 3.5 - 1
+PARTS = 20
+"""Parts of a training; a killed run goes on at the last one that was finished."""
+_PIXELS = 50_000
+"""Pixels of records in memory at once in training; ten times as many in sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +35,44 @@ class Published(Method):
 
     **Guarantee**: none; evidence REFUTED (docs/proofs/perturbed-projections.md).
     **Source**: Liu et al. 2024, Algorithms 1 and 2.
+    **Differs from the paper**: see docs/methods/pge-published.md, which lists every choice that the paper leaves open.
 
     Attributes:
+        net: "unet", that of DP diffusion models (extra `diffusion`), or "small", of 95 thousand weights.
+        label: how the network is told the class: a plane "painted" beside the image, "onehot" planes, or a "learned"
+            vector.
+        residual: codes added to the middle features in training, where sampling has Gaussian noise: "none",
+            "thumbnail", or "vq:PATH", a VQ model of public images.
+        mask: share of a code's places that are set to 0.
         k: candidates of the randomised response.
         loss: (8) as printed, or what (7) gives by integration by parts.
-        residual: add masked codes of the records to the middle features in training, Gaussian noise in sampling.
         steps: training steps.
-        rounds: M, rounds of Hamiltonian dynamics, each ended by the accept rule.
-        n_leapfrog: N, leapfrog steps in a round.
+        batch: records a step.
+        lr: learning rate of Adam.
+        ema: decay of the moving average of the weights.
+        smooth: standard deviation of Gaussian noise added to the images in training, in units of white; 0 in the paper.
+        bfloat16: compute products in 16 bits, in training and in sampling.
+        rounds: M, rounds of Hamiltonian dynamics, each ended by the accept rule; 10 in the paper.
+        n_leapfrog: N, leapfrog steps in a round; 100 in the paper.
         step_size: lambda0, decayed as lambda0 (N / m)^2 in round m.
         step_floor: least step; 0 leaves the printed decay as it is.
         velocity: law of the initial velocity.
         metropolis: accept rule: from the line integral of the score, the printed ratio of scores, or none.
     """
 
+    net: Literal["unet", "small"] = "unet"
+    label: Label = "painted"
+    residual: str = "thumbnail"
+    mask: float = 0.75
     k: int = 10
     loss: Literal["printed", "derived"] = "printed"
-    residual: bool = True
-    steps: int = 500
-    rounds: int = 12
+    steps: int = 300
+    batch: int = 64
+    lr: float = 1e-3
+    ema: float = 0.999
+    smooth: float = 0.0
+    bfloat16: bool = False
+    rounds: int = 6
     n_leapfrog: int = 6
     step_size: float = 1e-5
     step_floor: float = 0.02
@@ -80,39 +86,106 @@ class Published(Method):
     )
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
-        """One training, at the price that the paper claims."""
-        mechanism = PerturbedProjections(
-            build=partial(score_net, schema, residual=self.residual),
+        """One training in parts, at the price that the paper claims for the whole.
+
+        Raises:
+            SchemaError: options out of range, a VQ model that is not there, diffusers not installed.
+        """
+        if min(self.rounds, self.n_leapfrog) < 1 or self.step_size <= 0 or self.step_floor < 0:
+            raise SchemaError(
+                f"rounds is {self.rounds}, n_leapfrog {self.n_leapfrog}, step_size {self.step_size}, step_floor "
+                f"{self.step_floor}; allowed are 1 or more, 1 or more, above 0, and 0 or more"
+            )
+        try:
+            code = make_code(self.residual)
+            shape = self._code_shape(schema, code)
+            self._untrained(schema, shape)
+        except (ValueError, ImportError) as error:
+            raise SchemaError(f"pge's published form cannot be built: {error}") from error
+        pixels = schema.height * schema.width
+        first = PerturbedProjections(
+            build=partial(self._untrained, schema, shape),
             epsilon=budget.epsilon,
-            code=thumbnail_code if self.residual else None,
+            code=code,
+            mask=self.mask,
             k=self.k,
             steps=self.steps,
+            batch=self.batch,
+            physical=max(1, _PIXELS // pixels),
+            lr=self.lr,
+            ema=self.ema,
             loss=self.loss,
+            smooth=self.smooth,
+            bfloat16=self.bfloat16,
+            resumable=True,
         )
+        parts = min(PARTS, self.steps)
+        later = ((replace(first, first=False), parts - 1),) if parts > 1 else ()
+        each = 6e-6 * pixels if self.net == "unet" else 1e-6 * pixels  # seconds for one evaluation of one image
         return Plan(
             schema=schema,
             relation=relation,
             budget=budget,
-            items=((mechanism, 1),),
-            details={"claimed_epsilon": budget.epsilon},
-            seconds=4e-4 * self.steps * math.prod(schema.shape),
-            memory_mb=1500,
+            items=((first, 1), *later),
+            details={
+                "claimed_epsilon": budget.epsilon,
+                "code": list(shape),
+                "seconds_to_sample_1000": 1000 * each * self.rounds * self.n_leapfrog,
+            },
+            seconds=7 * each * self.steps * self.batch,
+            memory_mb=2500,
         )
 
     def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
-        """The trained weights."""
-        weights = yield plan.items[0][0]
-        return weights
+        """The trained weights and the loss of every step; later parts make up for one that a crash destroyed."""
+        state = resume.state
+        left = (state is None) + sum(n for _, n in plan.items[1:]) - resume.used.get(1, 0)
+        done = 0 if state is None else len(state["loss"])
+        while left > 0:
+            mechanism = plan.items[0 if state is None else 1][0]
+            assert isinstance(mechanism, PerturbedProjections)
+            steps = math.ceil((self.steps - done) / left)
+            state = cast("Tensors", (yield replace(mechanism, steps=steps, state=state)))
+            left, done = left - 1, done + steps
+            loss = float(state["loss"][-steps:].mean())
+            yield Note(stage="train", step=done, total=self.steps, values={"loss": loss}, state=state)
+        assert state is not None
+        return {name: t for name, t in state.items() if name == "loss" or name.startswith("ema.")}
 
     def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> NetworkField:
-        """Nothing is left to train."""
+        """Nothing is left to train; the loss curve of the release is passed on."""
+        loss = release.tensors["loss"]
+        for i, part in enumerate(np.array_split(loss, min(200, len(loss)))):
+            if on_note and len(part):
+                step = round((i + 1) * len(loss) / min(200, len(loss)))
+                on_note(Note(stage="train", step=step, total=len(loss), values={"loss": float(part.mean())}))
         return self.restore(release, {})
 
     def restore(self, release: Release, tensors: Tensors) -> NetworkField:
         """The network from its weights."""
-        net = score_net(release.schema, residual=self.residual)
-        net.load_state_dict({name: torch.from_numpy(np.array(t)) for name, t in release.tensors.items()})
-        return NetworkField(release, net, self)
+        shape = tuple(cast("list[int]", release.details["code"]))
+        net = self._untrained(release.schema, shape)
+        weights = {k.removeprefix("ema."): np.array(t) for k, t in release.tensors.items() if k.startswith("ema.")}
+        net.load_state_dict({name: torch.from_numpy(t) for name, t in weights.items()})
+        return NetworkField(release, net, self, shape)
+
+    def _code_shape(self, schema: Schema, code: Code | None) -> tuple[int, ...]:
+        return (
+            () if code is None else tuple(code(torch.zeros(1, schema.channels, schema.height, schema.width)).shape[1:])
+        )
+
+    def _untrained(self, schema: Schema, shape: tuple[int, ...]) -> ScoreNet | ScoreUNet:
+        """The network with its first weights, which are public and the same for all."""
+        common: dict[str, Any] = {
+            "channels": schema.channels,
+            "n_classes": schema.n_classes,
+            "label": self.label,
+            "code": shape[0] if shape else 0,
+            "rng": torch.Generator().manual_seed(0),
+        }
+        if self.net == "small":
+            return ScoreNet(**common)
+        return ScoreUNet(height=schema.height, width=schema.width, **common)
 
 
 AS_PRINTED = Published()
@@ -125,37 +198,41 @@ class NetworkField(Model):
         release: holds the trained weights.
         net: the network with them.
         options: how it samples.
+        shape: of one code, (d, h', w'), or () where there is none.
     """
 
-    def __init__(self, release: Release, net: ScoreNet, options: Published) -> None:
+    def __init__(self, release: Release, net: ScoreNet | ScoreUNet, options: Published, shape: tuple[int, ...]) -> None:
         super().__init__(release)
-        self._net, self._options = net.eval().requires_grad_(False), options
+        self._net, self._options, self._shape = net.eval().requires_grad_(False), options, shape
 
     def tensors(self) -> Tensors:
         """Nothing beside the release."""
         return {}
 
+    def score(self, y: Tensor, code: Tensor | None) -> Any:
+        """The score of classes `y` [n] with codes [n, d, h', w'], as a function of images [n, c, h, w]."""
+
+        def field(x: Tensor) -> Tensor:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self._options.bfloat16):
+                return self._net(x, y, code).float()
+
+        return field
+
     def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
         coins = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        parts = [
-            self._some(torch.from_numpy(part), coins) for part in np.split(labels, range(_BATCH, len(labels), _BATCH))
-        ]
+        size = max(1, 10 * _PIXELS // (self.schema.height * self.schema.width))
+        parts = [self._some(torch.from_numpy(part), coins) for part in np.split(labels, range(size, len(labels), size))]
         return Batch(images=to_bytes(torch.cat(parts)), labels=labels)
 
     def _some(self, y: Tensor, coins: torch.Generator) -> Tensor:
-        d, schema = self._options, self.schema
-        code = torch.randn(len(y), self._net.code, generator=coins) if self._net.code else None
-
-        def score(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return self._net(x, y, code)
-
+        o, schema = self._options, self.schema
+        code = torch.randn(len(y), *self._shape, generator=coins) if self._shape else None
         kernel = unadjusted_hmc(
-            score,
-            step_size=pge_steps(d.step_size, n_leapfrog=d.n_leapfrog, floor=d.step_floor),
-            n_leapfrog=d.n_leapfrog,
-            velocity=d.velocity,
-            metropolis=d.metropolis,
+            self.score(y, code),
+            step_size=pge_steps(o.step_size, n_leapfrog=o.n_leapfrog, floor=o.step_floor),
+            n_leapfrog=o.n_leapfrog,
+            velocity=o.velocity,
+            metropolis=o.metropolis,
         )
         start = torch.rand(len(y), schema.channels, schema.height, schema.width, generator=coins)
-        return run(kernel, start, n_steps=d.rounds, rng=coins).x.nan_to_num(0.0)
+        return run(kernel, start, n_steps=o.rounds, rng=coins).x.nan_to_num(0.0)

@@ -11,13 +11,17 @@ from torch.nn import functional
 
 
 def initialise(module: nn.Module, rng: torch.Generator) -> nn.Module:
-    """Draw every weight anew from `rng` (He-normal, zero biases), so that nothing hangs on global state."""
+    """Draw every weight anew from `rng` (He-normal, zero biases; rows of embeddings standard normal), so that nothing
+    hangs on global state.
+    """
     for part in module.modules():
         weight = getattr(part, "weight", None)
         if isinstance(part, nn.Linear | nn.Conv2d) and isinstance(weight, Tensor):
             nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=rng)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Embedding) and isinstance(weight, Tensor):
+            nn.init.normal_(weight, generator=rng)
     return module
 
 

@@ -1,0 +1,151 @@
+"""PGE as published: refuted, yet whole: price, contract, resuming, its networks, codes and options."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+from dpgm.mechanisms.perturbed import PerturbedProjections
+from dpgm.methods.base import check_allowed, privatise
+from dpgm.methods.pge import PGE
+from dpgm.methods.published_pge import PARTS, Published
+from dpgm.nets.codes import save_vq, train_vq
+from dpgm.nets.procedural import procedural_images
+from dpgm.privacy.curator import Curator
+from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
+from dpgm.privacy.ledger import Ledger
+from dpgm.schema import ImageSchema, Rows, SchemaError
+from dpgm.testing import check_method
+
+BUDGET = Budget(epsilon=8.0, delta=1e-4)
+
+
+def schema(side=8, channels=1):
+    return ImageSchema(height=side, width=side, channels=channels, classes=tuple("0123456789"))
+
+
+def rows(n=20, side=8):
+    rng = np.random.default_rng(0)
+    return Rows(image=rng.integers(0, 256, (n, side, side, 1), dtype=np.uint8), label=rng.integers(0, 10, n))
+
+
+def published(**options):
+    given = {"net": "small", "steps": 2, "batch": 4, "rounds": 2, "n_leapfrog": 2, **options}
+    return PGE(privacy="published", published=Published(**given))
+
+
+@pytest.fixture(scope="module")
+def vq_file(tmp_path_factory):
+    images = procedural_images(8, height=16, width=16, channels=1, rng=np.random.default_rng(0))
+    path = tmp_path_factory.mktemp("vq") / "vq.safetensors"
+    save_vq(train_vq(images, steps=2, batch=4), path, provenance="made-up pictures")
+    return path
+
+
+def test_it_is_refuted_and_needs_to_be_asked_for():
+    plan = published().plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    assert plan.guarantee().evidence is Evidence.REFUTED
+    assert plan.guarantee().epsilon == BUDGET.epsilon
+    assert "REFUTED" in plan.guarantee().headline()
+    with pytest.raises(PrivacyError, match="--allow refuted"):
+        check_allowed(plan.guarantee(), None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"residual": "none", "loss": "derived", "metropolis": "printed", "label": "learned", "smooth": 0.1},
+        {"label": "onehot", "bfloat16": True, "velocity": "rayleigh"},
+    ],
+)
+def test_contract(options):
+    check_method(published(**options), schema(), rows(), budget=BUDGET, allow="refuted")
+
+
+def test_contract_of_the_unet_with_codes_of_a_public_vq_model(vq_file):
+    method = published(net="unet", label="learned", rounds=1, n_leapfrog=1, residual=f"vq:{vq_file}")
+    model = check_method(method, schema(), rows(), budget=BUDGET, allow="refuted")
+    assert model.release.details["code"] == [4, 4, 4]
+    vq_file.rename(vq_file.with_suffix(".gone"))  # sampling does not need it
+    assert len(model.release.method.restore(model.release, {}).sample(2, seed=0)) == 2
+    vq_file.with_suffix(".gone").rename(vq_file)
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+def test_a_killed_training_goes_on_and_does_all_of_its_steps(tmp_path, monkeypatch):
+    """Killed right after its third part was noted, and then while the fifth, paid for, was under way."""
+    method, notes = published(steps=3 * PARTS), []
+    plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+
+    def go(state, stop):
+        def on_note(note):
+            notes.append(note)
+            if len(notes) == stop:
+                raise Killed
+
+        with Ledger(tmp_path / "ledger.jsonl", relation=plan.relation, cap=BUDGET) as ledger:
+            curator = Curator(rows, schema=schema(), ledger=ledger)
+            return privatise(method, curator, plan, seed=0, on_note=on_note, state=state, allow="refuted")
+
+    with pytest.raises(Killed):
+        go(None, stop=3)
+    whole = PerturbedProjections.__call__
+
+    def dying(self, given, noise):
+        if len(self.state["loss"]) == 12:
+            raise Killed
+        return whole(self, given, noise)
+
+    monkeypatch.setattr(PerturbedProjections, "__call__", dying)
+    with pytest.raises(Killed):
+        go(notes[-1].state, stop=0)
+    monkeypatch.undo()
+    assert [n.step for n in notes] == [3, 6, 9, 12]
+    release = go(notes[-1].state, stop=0)
+    assert len(release.tensors["loss"]) == method.published.steps
+    assert np.array_equal(release.tensors["loss"][:12], notes[3].state["loss"])
+    assert release.guarantee.epsilon == BUDGET.epsilon
+
+
+def test_only_sampling_options_are_free():
+    method = published()
+    free = dataclasses.replace(method, published=dataclasses.replace(method.published, rounds=3))
+    assert method.retrained(free) is free
+    with pytest.raises(SchemaError, match="'k'"):
+        method.retrained(dataclasses.replace(method, published=dataclasses.replace(method.published, k=3)))
+
+
+def test_the_loss_curve_is_passed_on():
+    method, notes = published(steps=5), []
+    plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    ledger = Ledger(None, relation=plan.relation, cap=BUDGET)
+    release = privatise(method, Curator(rows, schema=schema(), ledger=ledger), plan, seed=0, allow="refuted")
+    method.train(release, seed=0, on_note=notes.append)
+    assert [n.step for n in notes] == [1, 2, 3, 4, 5]
+    assert [n.values["loss"] for n in notes] == pytest.approx(release.tensors["loss"].tolist())
+
+
+@pytest.mark.parametrize(
+    ("options", "side", "message"),
+    [
+        ({"residual": "vq"}, 8, "'thumbnail' and 'vq:PATH'"),
+        ({"residual": "vq:nowhere.safetensors"}, 8, "nowhere.safetensors cannot be read"),
+        ({"net": "unet"}, 10, "multiples of 4: resize to 12"),
+        ({"rounds": 0}, 8, "rounds is 0"),
+    ],
+)
+def test_bad_options(options, side, message):
+    with pytest.raises(SchemaError, match=message):
+        published(**options).plan(schema(side), relation=Relation.ADD_REMOVE, budget=BUDGET)
+
+
+def test_without_diffusers_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(SchemaError, match=r"pip install 'dpgm\[diffusion\]'"):
+        published(net="unet").plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    assert published().plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET).items
