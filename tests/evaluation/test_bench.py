@@ -106,8 +106,9 @@ def test_words_are_those_of_a_run(spec: Spec, tmp_path: Path) -> None:
     real, merf, pge = spec.cells()[:3]
     words = " ".join(spec.words(merf, data_dir=tmp_path, out=Path("o")))
     assert words == (
-        f"run mnist --data-dir {tmp_path} --seed 0 --samples 100 --out o --classifiers cnn --method merf --epsilon 1 "
-        "--relation add-remove --evaluate True --delta 1e-05 --steps 50 --balanced --widths 3 4"
+        f"run mnist --data-dir {tmp_path} --seed 0 --samples 100 --out o --classifiers cnn --fid-features lenet "
+        "--method merf --epsilon 1 --relation add-remove --evaluate True --delta 1e-05 "
+        "--steps 50 --balanced --widths 3 4"
     )
     assert "--labeller 0.3" in " ".join(spec.words(pge, data_dir=None, out=Path("o")))
     assert spec.words(real, data_dir=None, out=Path("o"))[0] == "reference"

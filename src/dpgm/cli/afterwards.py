@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import tyro
@@ -17,6 +18,7 @@ from dpgm.cli.console import Screen, peak_memory_mb
 from dpgm.cli.options import Data, Flat, parse, printable
 from dpgm.data import DataSet
 from dpgm.data.tables import TableSet
+from dpgm.evaluation.fidelity import open_view, real_view
 from dpgm.evaluation.grid import png, sample_grid
 from dpgm.evaluation.report import write_report
 from dpgm.evaluation.utility import CLASSIFIERS, evaluate_images, public_door, reference_images
@@ -25,6 +27,7 @@ from dpgm.methods.table_batch import TableBatch
 from dpgm.privacy.guarantee import PrivacyError
 from dpgm.schema import SchemaError
 
+Features: TypeAlias = Annotated[str, tyro.conf.arg(aliases=["--features"])]
 Classifiers: TypeAlias = tuple[Literal["cnn", "logreg", "mlp"], ...]
 
 
@@ -58,6 +61,7 @@ class _Evaluate:
         seed: of the classifiers.
         classifiers: which; the first, cnn, is the one that is named beforehand.
         reference: folder of 'dpgm reference', instead of training the same classifiers on real records again.
+        fid_features: what FID and its kin look through: lenet, inception:FILE with local weights, or none.
         json: print one JSON object.
     """
 
@@ -66,6 +70,7 @@ class _Evaluate:
     seed: int = 0
     classifiers: Classifiers = CLASSIFIERS
     reference: Path | None = None
+    fid_features: Features = "lenet"
     json: bool = False
 
 
@@ -78,6 +83,7 @@ class _Reference:
         seed: of the classifiers and of the choice of records.
         samples: how many real train records they learn from: as many as the synthetic ones they are compared with.
         classifiers: which; the first, cnn, is the one that is named beforehand.
+        fid_features: what FID and its kin look through: lenet, inception:FILE with local weights, or none.
         json: print one JSON object.
     """
 
@@ -86,6 +92,7 @@ class _Reference:
     seed: int = 0
     samples: int = 10_000
     classifiers: Classifiers = CLASSIFIERS
+    fid_features: Features = "lenet"
     json: bool = False
 
 
@@ -136,6 +143,7 @@ def evaluate_command(words: list[str]) -> int:
         seed=options.seed,
         classifiers=options.classifiers,
         reference=options.reference,
+        features=options.fid_features,
     )
     write_json(options.folder / METRICS, metrics)
     report(options.folder)
@@ -154,7 +162,13 @@ def reference_command(words: list[str]) -> int:
             "benchmark set, or say --public for a table whose records are"
         )
     with screen.stage("evaluate"):
-        metrics = reference(data, n=options.samples, seed=options.seed, classifiers=options.classifiers)
+        metrics = reference(
+            data,
+            n=options.samples,
+            seed=options.seed,
+            classifiers=options.classifiers,
+            features=options.fid_features,
+        )
     facts = {
         "method": "real",
         "data": data.name,
@@ -200,14 +214,20 @@ def draw(model: Model, folder: Path, *, n: int, seed: int) -> dict[str, Any]:
     return {}
 
 
-def reference(data: DataSet | TableSet, *, n: int, seed: int, classifiers: Sequence[str]) -> dict[str, Any]:
+def reference(
+    data: DataSet | TableSet, *, n: int, seed: int, classifiers: Sequence[str], features: str = "lenet"
+) -> dict[str, Any]:
     """The protocol's scores of public real train records."""
     door, test = public_door(data.train), data.test()
     if isinstance(data, TableSet):
         from dpgm.evaluation.tables import reference_table
 
         return reference_table(door, test, schema=data.schema, seed=seed)
-    return reference_images(door, test, schema=data.schema, seed=seed, n=n, classifiers=classifiers)
+    metrics = reference_images(door, test, schema=data.schema, seed=seed, n=n, classifiers=classifiers)
+    if (view := open_view(features, test, schema=data.schema, data=data.name)) is None:
+        return metrics
+    found, exposure = real_view(view, door, n=n, seed=seed)
+    return {**metrics, **found, "exposures": [*metrics["exposures"], exposure]}
 
 
 def measure(
@@ -218,6 +238,7 @@ def measure(
     seed: int,
     classifiers: Sequence[str] = CLASSIFIERS,
     reference: Path | None = None,
+    features: str = "lenet",
 ) -> dict[str, Any]:
     """The protocol's scores of the samples in a folder, beside real data where these are public; of a classifier that
     draws none, its own accuracy.
@@ -236,8 +257,9 @@ def measure(
 
         synthetic = artefact.load_table(folder, data.schema)
         return evaluate_table(synthetic.table, test, schema=data.schema, seed=seed, real=real, reference=kept)
+    synthetic = artefact.load_samples(folder)
     metrics = evaluate_images(
-        artefact.load_samples(folder),
+        synthetic,
         test,
         schema=model.schema,
         seed=seed,
@@ -245,6 +267,10 @@ def measure(
         real=real,
         reference=kept,
     )
+    start = time.perf_counter()
+    if view := open_view(features, test, schema=model.schema, data=data.name):
+        metrics |= view(synthetic.images, seed=seed)
+    metrics["seconds"]["fidelity"] = time.perf_counter() - start
     metrics["accuracy"] |= read
     return metrics
 
@@ -253,6 +279,9 @@ def score_lines(metrics: dict[str, Any]) -> list[str]:
     """The main scores, a line each."""
     lines = [f"accuracy {k}: {v:.3f}" for k, v in metrics.get("accuracy", {}).items()]
     lines += [f"{k}: AUC {v['auc']:.3f}, F1 {v['f1']:.3f}" for k, v in metrics.get("utility", {}).items()]
+    if fid := metrics.get("fid"):
+        low, high = fid["low"], fid["high"]
+        lines.append(f"FID[{fid['features']}]: {fid['value']:.2f} ({low:.2f} to {high:.2f}) on {fid['n']} records each")
     return lines + [f"{k}: {v:.3f}" for k, v in metrics.get("fidelity", {}).items()]
 
 

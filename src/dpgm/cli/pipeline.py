@@ -79,12 +79,14 @@ class Run(Fit):
             as the scores of own records are not private.
         classifiers: which; the first, cnn, is the one that is named beforehand.
         reference: folder of 'dpgm reference', instead of training the same classifiers on real records again.
+        fid_features: what FID and its kin look through: lenet, inception:FILE with local weights, or none.
     """
 
     samples: int = 10_000
     evaluate: bool | None = None
     classifiers: afterwards.Classifiers = CLASSIFIERS
     reference: Path | None = None
+    fid_features: str = "lenet"
 
 
 def plan_command(words: list[str]) -> int:
@@ -160,6 +162,7 @@ def run_command(words: list[str]) -> int:
                 seed=options.output.seed,
                 classifiers=options.classifiers,
                 reference=options.reference,
+                features=options.fid_features,
             )
     elif wanted:
         screen.say("not evaluated: the data have no test part; hold one out with --test-fraction 0.1")

@@ -86,8 +86,9 @@ def train_classifier(
     lr: float = 2e-3,
     average: float = 0.99,
     on_epoch: Callable[[int, float], None] | None = None,
-) -> SmallCNN:
-    """Train the protocol's CNN and return its averaged weights after the last epoch.
+    net: nn.Module | None = None,
+) -> nn.Module:
+    """Train the protocol's CNN, or another net, and return its averaged weights after the last epoch.
 
     AdamW with a cosine rate; the weights returned are the exponential moving average over the steps. No epoch is
     chosen by any data.
@@ -102,6 +103,7 @@ def train_classifier(
         lr: highest learning rate.
         average: decay of the moving average per step.
         on_epoch: called with the epoch's number and its mean loss.
+        net: what to train; by default the protocol's CNN with new weights.
 
     Raises:
         ValueError: if x and y differ in length or x is empty.
@@ -111,7 +113,7 @@ def train_classifier(
     images = to_unit(x).contiguous(memory_format=torch.channels_last)
     targets = one_hot(torch.as_tensor(y), n_classes)
     _, c, h, w = images.shape
-    net = SmallCNN(height=h, width=w, channels=c, n_classes=n_classes, rng=rng)
+    net = net or SmallCNN(height=h, width=w, channels=c, n_classes=n_classes, rng=rng)
     mean = copy.deepcopy(net).requires_grad_(False)
     steps = epochs * -(-len(images) // batch)
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-2, fused=True)

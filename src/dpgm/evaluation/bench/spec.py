@@ -86,6 +86,7 @@ class Spec:
         relation: which data sets are neighbours.
         samples: synthetic records of each run.
         classifiers: who judges: "cnn" first, "logreg" and "mlp" beside it.
+        fid_features: what FID and its kin look through: "lenet", "inception:FILE" or "none".
         rows: what is compared.
         sets: own data: {name: {source, schema, test, ...}}, the options of `dpgm run`; files are looked for in the
             folder of the data, then beside the experiment file.
@@ -101,6 +102,7 @@ class Spec:
     relation: str = "add-remove"
     samples: int = 10_000
     classifiers: tuple[str, ...] = ("cnn", "logreg", "mlp")
+    fid_features: str = "lenet"
     rows: tuple[Row, ...] = ()
     sets: Mapping[str, Options] = field(default_factory=dict)
     folder: Path = Path()
@@ -126,7 +128,9 @@ class Spec:
         """The command line of a cell, after `dpgm`."""
         words = ["reference" if cell.row.is_real else "run", *self.data_words(cell.data, data_dir)]
         words += ["--seed", str(cell.seed), "--samples", str(self.samples), "--out", str(out)]
+        kind, colon, file = self.fid_features.partition(":")
         words += ["--classifiers", *self.classifiers]
+        words += ["--fid-features", kind + colon + (self._found(file, data_dir) if file else "")]
         row = cell.row
         if row.is_real:
             return words
