@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dpgm.mechanisms import projection
 from dpgm.mechanisms.projection import NoisyRecords, SlicedProjection
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import PrivacyError, Relation
@@ -161,13 +162,32 @@ def test_sliced_values_are_clipped_projections_plus_noise(n: int) -> None:
     data = rows(n)
     out = SLICED(data, NoiseSource())
     u, values = out["directions"], out["values"]
-    assert (u.shape, values.shape, values.dtype) == ((6, 8), (n, 8), np.float32)
+    assert (u.shape, values.shape, values.dtype) == ((6, 8), (n, 8), np.float16)
     if n >= 3000:
         x = data["x"]
         exact = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)) @ u
         assert np.allclose(values.mean(0), exact.mean(0), atol=6 * 0.5 / math.sqrt(n))  # the order is random
-        second = exact.T @ exact / n + 0.25 * np.eye(8)
+        second, values = exact.T @ exact / n + 0.25 * np.eye(8), values.astype(float)
         assert np.allclose(values.T @ values / n, second, atol=0.06)
+
+
+def test_large_releases_lie_on_disk_and_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "_IN_MEMORY", 1000)
+    for mechanism in (SLICED, WHOLE):
+        on_disk = mechanism(rows(300), SeededNoise(1))["values"]
+        monkeypatch.setattr(projection, "_IN_MEMORY", 1 << 28)
+        in_memory = mechanism(rows(300), SeededNoise(1))["values"]
+        monkeypatch.setattr(projection, "_IN_MEMORY", 1000)
+        assert isinstance(on_disk, np.memmap)
+        assert not isinstance(in_memory, np.memmap)
+        assert (on_disk == in_memory).all()
+
+
+@pytest.mark.parametrize(("noise_std", "kind"), [(0.5, np.float16), (1e-3, np.float32), (1e4, np.float32)])
+def test_half_precision_only_where_the_noise_hides_it_and_none_overflows(noise_std: float, kind: Any) -> None:
+    values = replace(WHOLE, noise_std=noise_std)(rows(2000), NoiseSource())["values"]
+    assert values.dtype == kind
+    assert np.isfinite(values).all()
 
 
 def test_monte_carlo_of_the_mechanism_agrees_with_its_price() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dpgm.nets.mixture import ProductMixture, Targets, fit_mixture
-from dpgm.nets.sliced import SlicedHistogram, cosines, density_ratio, noisy_characteristic, wasserstein
+from dpgm.nets.sliced import SlicedHistogram, cosines, density_ratio, noisy_characteristic, ridge, wasserstein
 from dpgm.nets.table_generator import TableGenerator
 
 
@@ -52,7 +52,7 @@ def released(kind: str, x: Tensor, std: float) -> tuple[Tensor, Tensor | None]:
 
 
 @pytest.mark.parametrize("kind", ["whole", "sliced"])
-@pytest.mark.parametrize("name", ["cf", "wasserstein", "chi2", "kl"])
+@pytest.mark.parametrize("name", ["cf", "wasserstein", "chi2", "kl", "ridge"])
 def test_a_match_scores_better_than_a_shift_and_than_running_away(kind: str, name: str) -> None:
     """Sending most of the mass far away must not pay, as it does for t ln t on ratios that are not normalised."""
     std, x = 0.5, normal(6000, 4, 0)
@@ -62,6 +62,8 @@ def test_a_match_scores_better_than_a_shift_and_than_running_away(kind: str, nam
         loss = noisy_characteristic(values, directions, std, count=300, rng=rng())
     elif name == "wasserstein":
         loss = wasserstein(values, directions, std, slices=3, slice_dim=2)
+    elif name == "ridge":
+        loss = ridge(values, directions, std, slices=3, slice_dim=2, rng=rng())
     else:
         loss = density_ratio(
             values, directions, std, divergence="chi2" if name == "chi2" else "kl", slices=3, slice_dim=2
@@ -85,6 +87,28 @@ def test_noisy_characteristic_vanishes_at_the_truth_without_synthetic_noise(kind
     assert float(loss(x + normal(20_000, 4, 9) * std, rng())) > 5 * float(loss(x, rng()))  # noise must not be added
 
 
+@pytest.mark.parametrize("kind", ["whole", "sliced"])
+def test_ridge_counts_the_noise_in_closed_form(kind: str) -> None:
+    std, x = 1.0, normal(20_000, 4, 0)
+    values, directions = released(kind, x, std)
+    loss = ridge(values, directions, std, slices=3, slice_dim=2, rng=rng())
+    truth = float(loss(normal(20_000, 4, 7), rng()))
+    assert truth < 0.02
+    assert float(loss(x + normal(20_000, 4, 9) * std, rng())) > 5 * truth  # the twin: noise counted twice
+
+
+def test_half_precision_is_enough_for_noisy_rows() -> None:
+    x = normal(3000, 4, 0)
+    values, directions = released("sliced", x, 0.5)
+    for make in (
+        lambda v: noisy_characteristic(v, directions, 0.5, count=30, rng=rng()),
+        lambda v: wasserstein(v, directions, 0.5, slices=2, slice_dim=2),
+        lambda v: ridge(v, directions, 0.5, slices=2, slice_dim=2, rng=rng()),
+    ):
+        whole, half = (float(make(v)(x[:500] + 0.5, rng())) for v in (values, values.half()))
+        assert half == pytest.approx(whole, rel=0.02)
+
+
 def test_losses_have_gradients() -> None:
     values, directions = released("sliced", normal(500, 4, 0), 0.5)
     for loss in (
@@ -92,6 +116,7 @@ def test_losses_have_gradients() -> None:
         wasserstein(values, directions, 0.5, slices=2, slice_dim=2),
         density_ratio(values, directions, 0.5, divergence="chi2", slices=2, slice_dim=2),
         density_ratio(values, directions, 0.5, divergence="kl", slices=2, slice_dim=2),
+        ridge(values, directions, 0.5, slices=2, slice_dim=2, rng=rng()),
     ):
         x = (normal(64, 4, 3) + 0.5).requires_grad_()
         loss(x, rng()).backward()

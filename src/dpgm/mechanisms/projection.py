@@ -7,6 +7,7 @@ modes that release sums instead are queries (`queries.py`, `tables.py`) under Ga
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,7 +22,9 @@ from dpgm.schema import Rows
 
 Vectors = Callable[[Rows], NDArray[Any]]
 BLOCK = 4096
-"""Rows projected at a time: beside the release itself, memory does not grow with their number."""
+"""Rows projected at a time: memory does not grow with their number, but for the release, see `_store`."""
+_IN_MEMORY = 1 << 28
+"""Bytes of a release above which it lies in a file without a name, mapped to memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +126,12 @@ class SlicedProjection(_RowWise):
         multiplier = self.noise_std * math.sqrt(self.dim) / self.shift(relation)
         return self._cost(SlicedGaussianEvent(multiplier, self.slices * self.slice_dim), self.source)
 
-    def __call__(self, rows: Rows, noise: NoiseSource) -> dict[str, NDArray[np.float32]]:
-        """`directions` U [dim, m k] and noisy `values` [n, m k]."""
+    def __call__(self, rows: Rows, noise: NoiseSource) -> dict[str, NDArray[Any]]:
+        """`directions` U [dim, m k] and noisy `values` [n, m k], in half precision where the noise hides that."""
         width = self.slices * self.slice_dim
         directions = noise.normal((self.dim, width), 1 / math.sqrt(self.dim)).astype(np.float32)
         exact = directions.astype(np.float64)
-        values = np.empty((len(rows), width), np.float32)
+        values = _store((len(rows), width), self.noise_std)
         for start, block in _blocks(rows, noise):
             v = noise.normal((len(block), width), self.noise_std)
             values[start : start + len(block)] = self._clipped(block) @ exact + v
@@ -152,13 +155,24 @@ class NoisyRecords(_RowWise):
         """The price of one Gaussian release."""
         return self._cost(GaussianEvent(self.noise_std / self.shift(relation)), self.source)
 
-    def __call__(self, rows: Rows, noise: NoiseSource) -> dict[str, NDArray[np.float32]]:
-        """Noisy `values` [n, dim]."""
-        values = np.empty((len(rows), self.dim), np.float32)
+    def __call__(self, rows: Rows, noise: NoiseSource) -> dict[str, NDArray[Any]]:
+        """Noisy `values` [n, dim], in half precision where the noise hides that."""
+        values = _store((len(rows), self.dim), self.noise_std)
         for start, block in _blocks(rows, noise):
             v = noise.normal((len(block), self.dim), self.noise_std)
             values[start : start + len(block)] = self._clipped(block) + v
         return {"values": values}
+
+
+def _store(shape: tuple[int, int], noise_std: float) -> NDArray[Any]:
+    """Room for noisy values: half precision (its step is below a thousandth of a value; rounding what is noisy already
+    is free) unless they may overflow it, and in a nameless file where they are many.
+    """
+    kind = np.dtype(np.float16 if 1e-2 < noise_std < 1e3 else np.float32)
+    if shape[0] * shape[1] * kind.itemsize <= _IN_MEMORY:
+        return np.empty(shape, kind)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype=kind, mode="w+", shape=shape)
 
 
 def _blocks(rows: Rows, noise: NoiseSource) -> Iterator[tuple[int, Rows]]:

@@ -17,7 +17,7 @@ from dpgm.methods.base import Batch, Model, OnNote, Plan, Release, Tensors, repo
 from dpgm.methods.tabular import TableModel
 from dpgm.nets.classifiers import to_bytes, to_unit
 from dpgm.nets.generators import ConvGenerator, follow, one_hot
-from dpgm.nets.sliced import SliceLoss, cosines, density_ratio, noisy_characteristic, wasserstein
+from dpgm.nets.sliced import SliceLoss, cosines, density_ratio, noisy_characteristic, ridge, wasserstein
 from dpgm.nets.table_generator import TableGenerator
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Relation
@@ -161,6 +161,8 @@ def restore(method: Slicing, release: Release, tensors: Tensors) -> Model:
 
 
 def _loss(method: Slicing, values: Tensor, directions: Tensor | None, std: float, rng: torch.Generator) -> SliceLoss:
+    if method.loss == "ridge":
+        return ridge(values, directions, std, slices=16, slice_dim=method.slice_dim, rng=rng)
     if method.loss == "cf":
         return noisy_characteristic(values, directions, std, count=3000, rng=rng)
     if method.loss == "wasserstein":
@@ -172,7 +174,7 @@ def _mean(values: Tensor, directions: Tensor | None) -> Tensor:
     """Mean of the vectors, by least squares from random slices."""
     if not len(values):
         return torch.zeros(values.shape[1] if directions is None else len(directions))
-    mean = values.double().mean(0)
+    mean = torch.stack([b.double().sum(0) for b in values.split(8192)]).sum(0) / len(values)
     if directions is not None:
         mean = torch.linalg.pinv(directions.double().T, rtol=1e-3) @ mean
     return mean.float()

@@ -48,8 +48,9 @@ class Slicing(Method):
             times as many histograms.
         slice_dim: paper: directions in a slice, k.
         statistic: aggregated images: what is released of a slice.
-        loss: row-wise modes: characteristic functions of the noisy domain ("cf"), sliced Wasserstein, or the paper's
-            kernel density ratio with f = (t - 1)^2 ("chi2") or t ln t - t + 1 ("kl").
+        loss: row-wise modes: characteristic functions of the noisy domain ("cf"), sliced Wasserstein, the paper's
+            kernel density ratio with f = (t - 1)^2 ("chi2") or t ln t - t + 1 ("kl"), or chi^2 on fixed centres
+            ("ridge").
         components: aggregated tables: products in the mixture, over all classes.
         steps: training steps; 0 chooses by mode.
         batch: records a step.
@@ -67,7 +68,7 @@ class Slicing(Method):
     slices: int = 25
     slice_dim: int = 2
     statistic: Literal["characteristic", "histogram"] = "characteristic"
-    loss: Literal["cf", "wasserstein", "chi2", "kl"] = "cf"
+    loss: Literal["cf", "wasserstein", "chi2", "kl", "ridge"] = "cf"
     components: int = 256
     steps: int = 0
     batch: int = 500

@@ -100,7 +100,8 @@ def noisy_characteristic(
     size = torch.tensor([0.3, 0.7, 1.2]).repeat(-(-count // 3))[:count] / noise_std
     w = torch.randn(p, count, generator=rng)
     w = w / w.norm(dim=0) * size
-    sums = [torch.stack([(b @ w).cos().sum(0), (b @ w).sin().sum(0)]).double() for b in values.split(8192)]
+    angles = (b.float() @ w for b in values.split(8192))
+    sums = [torch.stack([a.cos().sum(0), a.sin().sum(0)]).double() for a in angles]
     target = (torch.stack(sums).sum(0) / len(values)).float()
     factor = (-0.5 * noise_std**2 * w.square().sum(0)).exp()
     inward = w if directions is None else directions @ w
@@ -178,6 +179,84 @@ def density_ratio(
     return loss
 
 
+def ridge(
+    values: Tensor,
+    directions: Tensor | None,
+    noise_std: float,
+    *,
+    slices: int,
+    slice_dim: int,
+    rng: torch.Generator,
+    centres: int = 32,
+    tau: float = 1e-3,
+) -> SliceLoss:
+    """Squared ratio of densities by ridge regression on fixed centres: (h - h0)^T (H + tau I)^-1 (h - h0).
+
+    phi are Gaussian kernels of three bandwidths around `centres` released points of a slice. H = mean phi phi^T and
+    h0 = mean phi over *all* released rows, once; h = mean E phi(x + noise) over generated rows, in closed form: the
+    kernel widened by the noise and lowered by (b^2/(b^2 + noise_std^2))^(k/2). So a step needs no noise, no released
+    rows and no solve that grows with the batch.
+
+    Args:
+        values: released rows [n, p].
+        directions: [d, p], or None where the rows are whole records.
+        noise_std: standard deviation of the noise on each released number.
+        slices: slices that are looked at, the same in every step.
+        slice_dim: dimension k of a slice.
+        rng: source of slices and centres.
+        centres: points of a slice.
+        tau: ridge, in units of the mean eigenvalue of H.
+    """
+    inward, outward = _fixed_slices(values, directions, slices, slice_dim, rng)
+    k, count = inward.shape[2], min(centres, len(values))
+    points = torch.einsum("np,spk->snk", values[_pick(len(values), count, rng)].float(), outward)
+    middle = torch.cdist(points, points).square().flatten(1).median(1)[0].clamp(min=1e-6)
+    width = middle[:, None] * torch.tensor([0.3, 1.0, 3.0])  # [slices, bandwidths], squared
+
+    def phi(y: Tensor, spread: float) -> Tensor:
+        """Kernels [slices, rows, bandwidths * centres] of points [slices, rows, k] under noise of that variance."""
+        square = _squares(y, points)[:, :, None]
+        wide = width + spread
+        lower = (width / wide) ** (k / 2)
+        found = lower[:, None, :, None] * (-0.5 * square / wide[:, None, :, None]).exp()
+        return found.flatten(2)
+
+    size = 3 * count
+    inside, h0 = torch.zeros(len(inward), size, size, dtype=torch.float64), torch.zeros(len(inward), size)
+    for block in values.split(4096):
+        f = phi(torch.einsum("np,spk->snk", block.float(), outward), 0.0)
+        inside += (f.transpose(1, 2) @ f).double()
+        h0 += f.sum(1)
+    inside, h0 = inside / len(values), h0 / len(values)
+    scale = inside.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    factor = torch.linalg.cholesky(inside + tau * scale * torch.eye(size)).float()
+
+    def loss(x: Tensor, rng: torch.Generator) -> Tensor:
+        h = phi(torch.einsum("nd,sdk->snk", x, inward), noise_std**2).mean(1)
+        difference = (h - h0)[:, :, None]
+        return (difference * torch.cholesky_solve(difference, factor)).sum(1).mean()
+
+    return loss
+
+
+def _pick(n: int, count: int, rng: torch.Generator) -> Tensor:
+    return torch.randperm(n, generator=rng)[:count].sort()[0]
+
+
+def _fixed_slices(
+    values: Tensor, directions: Tensor | None, slices: int, slice_dim: int, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Maps to slices, of generated records [s, d, k] and of released rows [s, p, k]."""
+    p = values.shape[1]
+    if directions is None:
+        theta = torch.linalg.qr(torch.randn(slices, p, min(slice_dim, p), generator=rng))[0]
+        return theta, theta
+    chosen = torch.randperm(directions.shape[1] // slice_dim, generator=rng)[:slices]
+    columns = chosen[:, None] * slice_dim + torch.arange(slice_dim)
+    outward = torch.nn.functional.one_hot(columns, p).transpose(1, 2).float()
+    return directions[:, columns].permute(1, 0, 2), outward
+
+
 def _squares(a: Tensor, b: Tensor) -> Tensor:
     """Squared distances [s, n, m]; cheaper to differentiate than cdist."""
     inner = a @ b.transpose(1, 2)
@@ -195,7 +274,7 @@ def _slices(
 ) -> tuple[Tensor, Tensor]:
     """Slices [slices, b, slice_dim] of released rows, and of generated rows with noise of the same law."""
     pick = torch.from_numpy(np.sort(torch.randint(len(values), (len(x),), generator=rng).numpy()))
-    z = values[pick]
+    z = values[pick].float()
     if directions is None:  # fresh orthonormal slices of whole records
         d = x.shape[1]
         k = min(slice_dim, d)
