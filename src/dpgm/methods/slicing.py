@@ -26,9 +26,9 @@ class Slicing(Method):
 
     `aggregated` (default) releases sums over the records, whose noise is of order 1/n: for tables all two-way marginals
     (slices along pairs of one-hot axes) of cells that a first round of one-way marginals chose, for images class-wise
-    characteristic functions or soft histograms of public projections. `full-rank` and `paper` release one noisy row for
-    each record, whole or behind random directions; their noise does not shrink with n, and the number of records is
-    public.
+    moments, characteristic functions or soft histograms of public projections. `full-rank` and `paper` release one
+    noisy row for each record, whole or behind random directions; their noise does not shrink with n, and the number of
+    records is public.
 
     **Guarantee**: `aggregated`: two Gaussian releases (tables) or one (images) under either relation
     (docs/proofs/marginals.md, docs/proofs/mean-embedding.md). `full-rank`, `paper`: docs/proofs/slicing.md, under
@@ -44,8 +44,8 @@ class Slicing(Method):
         pair: aggregated tables: weight of the pairs of features.
         label: aggregated tables: weight of each feature with the label.
         triple: aggregated tables: weight of the pairs of features with the label.
-        slices: number of slices m (paper); aggregated images take 160 times as many characteristic functions, or 20
-            times as many histograms.
+        slices: number of slices m (paper); aggregated images take 160 times as many characteristic functions (80
+            beside moments), or 20 times as many histograms.
         slice_dim: paper: directions in a slice, k.
         statistic: aggregated images: what is released of a slice.
         loss: row-wise modes: characteristic functions of the noisy domain ("cf"), sliced Wasserstein, the paper's
@@ -67,7 +67,7 @@ class Slicing(Method):
     triple: float = 1.0
     slices: int = 25
     slice_dim: int = 2
-    statistic: Literal["characteristic", "histogram"] = "characteristic"
+    statistic: Literal["moments", "characteristic", "histogram"] = "moments"
     loss: Literal["cf", "wasserstein", "chi2", "kl", "ridge"] = "cf"
     components: int = 256
     steps: int = 0
