@@ -15,7 +15,7 @@ import dpgm
 from dpgm.evaluation.tables import fidelity, utility
 from dpgm.methods.aim import AIM
 from dpgm.methods.base import Note, Release, privatise
-from dpgm.methods.graphical import draw_cells
+from dpgm.methods.graphical import draw_cells, model_cells
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
@@ -31,7 +31,7 @@ SCHEMA: Any = TableSchema(
     ),
     label="ill",
 )
-SMALL = AIM(rounds=3, units=2, cells=4, round_steps=20, steps=100)
+SMALL = AIM(rounds=3, together=2, units=2, cells=4, round_steps=20, steps=100)
 needs_mbi = pytest.mark.skipif(importlib.util.find_spec("mbi") is None, reason="needs mbi")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -116,6 +116,14 @@ def test_records_drawn_along_a_junction_tree_have_its_marginals() -> None:
     assert ((drawn[1] == 1) & (drawn[3] == 1)).mean() == pytest.approx(second[1, 1], abs=0.006)
     ones = np.ones(500, np.int64)
     assert (draw_cells([((1, 3), second)], 500, rng, (3, ones))[3] == 1).all()
+
+
+def test_the_size_of_a_model_is_that_of_its_junction_tree() -> None:
+    sizes = [3, 5, 2, 7]
+    assert model_cells(sizes, [(0,), (1, 2)]) == 3 + 10
+    assert model_cells(sizes, [(0, 1), (1, 2), (1, 2, 3)]) == 15 + 70
+    assert model_cells(sizes, [(0, 1), (1, 2), (0, 2)]) == 30  # a triangle is one clique
+    assert model_cells(sizes, [(0, 1), (1, 3), (3, 2), (2, 0)]) <= 70 + 42  # a square needs a chord
 
 
 def test_refusals() -> None:

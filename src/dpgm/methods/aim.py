@@ -45,29 +45,31 @@ class AIM(Method):
     """Adaptive and iterative: choose the marginal that the model so far describes worst, measure it, fit again.
 
     One-way marginals first. Then rounds: an exponential choice among the pairs of columns (and the pairs with the
-    label), each counted less by the error that its own noise would bring; a measurement in units of a small price, of
-    which a round takes four times as many as the one before when that one changed the model by no more than noise.
+    label), each counted less by the error that its own noise would bring, and a measurement in units of a small price;
+    after some rounds a new model, and four times as many units a measurement if it changed by no more than noise.
     Taking u units of one marginal is the same as measuring it once with noise 1/sqrt(u), so the price of everything is
     known in advance.
 
     **Guarantee**: Gaussian releases (docs/proofs/marginals.md) and exponential choices (docs/proofs/exponential.md).
     **Source**: McKenna, Mullins, Sheldon and Miklau 2022.
-    **Differs from the paper**: choices all have the same strength; their number is limited in advance; the workload is
-    all pairs and all pairs with the label; cells are joined as in `slicing`; prices compose as Gaussians where that
-    is less than by zCDP.
+    **Differs from the paper**: choices all have the same strength; their number is limited in advance; several are made
+    before the model is fitted again; the workload is all pairs and all pairs with the label; cells are joined as in
+    `slicing`; prices compose as Gaussians where that is less than by zCDP.
 
     Attributes:
         rounds: choices at most; 0 takes twice the number of columns, at most 40.
+        together: choices between two estimations, all different.
         units: prices of the smallest measurement that the budget is divided into, for each round.
         first: share of the budget (of mu^2) for the one-way marginals.
         choice: share of the budget for the choices.
         cells: cells that a numeric column is joined to, about.
         largest: numbers that the graphical model may hold, about.
         steps: steps of the last estimation (free).
-        round_steps: steps of the estimation after each round.
+        round_steps: steps of the estimations in between.
     """
 
     rounds: int = 0
+    together: int = 3
     units: int = 4
     first: float = 0.1
     choice: float = 0.1
@@ -92,8 +94,8 @@ class AIM(Method):
     def __post_init__(self) -> None:
         if not (self.first > 0 and self.choice > 0 and self.first + self.choice < 1):
             raise PrivacyError(f"shares are {self.first} and {self.choice}; allowed are two above 0 with a sum below 1")
-        if self.rounds < 0 or min(self.units, self.steps, self.round_steps, self.largest) < 1:
-            raise PrivacyError("rounds is 0 or more; units, steps, round_steps and largest are 1 or more")
+        if self.rounds < 0 or min(self.units, self.together, self.steps, self.round_steps, self.largest) < 1:
+            raise PrivacyError("rounds is 0 or more; units, together, steps, round_steps and largest are 1 or more")
 
     def plan(self, schema: Any, *, relation: Relation, budget: Budget) -> Plan:
         """The largest mu^2 that the budget allows, divided into one-way marginals, choices and units of measurement."""
@@ -149,41 +151,44 @@ class AIM(Method):
         rounds_left, units_left = rounds - resume.used.get(1, 0), units - resume.used.get(2, 0)
         cells, measured = _measured(self, schema, state, plan.details)
         workload = _workload(schema)
-        weights = np.array([sum(len(set(b) & set(w)) for w in workload) for b in workload], float)
+        overlap = [sum(len(set(b) & set(w)) for w in workload) for b in workload]
+        weight = {b: w / max(overlap) for b, w in zip(workload, overlap, strict=True)}
+        n = max(1.0, float(np.median([m.counts.sum() for m in measured[: len(cells)]])))
         model, take = estimate(cells, measured, steps=self.round_steps), 1
-        n = float(np.median([m.counts.sum() for m in measured[: len(cells)]]))
         while rounds_left > 0 and units_left > 0:
-            take = units_left if rounds_left == 1 or units_left < 2 * take else take
-            noise = unit.noise_std / math.sqrt(take)
-            blocks = _affordable(cells, workload, measured, self.largest * (1 - (units_left - take) / units))
-            sizes = np.array([math.prod(cells[j].count for j in b) for b in blocks])
             drawn = draw_cells(cliques_of(model), _DRAWS, rng)
-            expected = [max(n, 1.0) / _DRAWS * _count(drawn, cells, b) for b in blocks]
-            heavy = np.array([weights[workload.index(b)] for b in blocks]) / weights.max()
-            chosen = yield SelectMarginal(
-                cells=cells,
-                blocks=tuple(blocks),
-                expected=expected,
-                strength=choice.strength,
-                weights=tuple(heavy.tolist()),
-                offsets=tuple((_LOUD * noise * sizes).tolist()),
-            )
-            block, total = blocks[chosen], np.zeros(sizes[chosen])
-            for _ in range(take):
-                total += yield Gaussian(query=_block_query(cells, block), noise_std=unit.noise_std, name=unit.name)
-            rounds_left, units_left = rounds_left - 1, units_left - take
-            padded = np.array([[*block, *[-1] * (3 - len(block))]], np.int64)
-            done = len(state["units"])
-            state |= {
-                "blocks": np.concatenate([state["blocks"], padded]),
-                "units": np.append(state["units"], take),
-                f"answer{done}": total / take,
-            }
-            yield Note(stage="release", step=2 + done, total=rounds + 1, state=state)
-            cells, measured = _measured(self, schema, state, plan.details)
+            expected = {b: n / _DRAWS * _count(drawn, cells, b) for b in workload}
+            fresh: list[Measured] = []
+            while rounds_left > 0 and units_left > 0 and len(fresh) < self.together:
+                take = units_left if rounds_left == 1 or units_left < 2 * take else take
+                noise = unit.noise_std / math.sqrt(take)
+                open_ = [b for b in workload if b not in {m.block for m in fresh}]
+                used = 1 - (units_left - take) / units
+                blocks = _affordable(cells, open_, [*measured, *fresh], self.largest * used)
+                chosen = yield SelectMarginal(
+                    cells=cells,
+                    blocks=tuple(blocks),
+                    expected=[expected[b] for b in blocks],
+                    strength=choice.strength,
+                    weights=tuple(weight[b] for b in blocks),
+                    offsets=tuple(_LOUD * noise * expected[b].size for b in blocks),
+                )
+                query, total = _block_query(cells, blocks[chosen]), np.zeros(expected[blocks[chosen]].size)
+                for _ in range(take):
+                    total += yield Gaussian(query=query, noise_std=unit.noise_std, name=unit.name)
+                rounds_left, units_left = rounds_left - 1, units_left - take
+                done = len(state["units"])
+                padded = np.array([[*blocks[chosen], *[-1] * (3 - len(blocks[chosen]))]], np.int64)
+                state |= {
+                    "blocks": np.concatenate([state["blocks"], padded]),
+                    "units": np.append(state["units"], take),
+                    f"answer{done}": total / take,
+                }
+                yield Note(stage="release", step=2 + done, total=rounds + 1, state=state)
+                fresh.append(_measured(self, schema, state, plan.details)[1][-1])
+            measured += fresh
             model = estimate(cells, measured, steps=self.round_steps, start=model)
-            found = np.asarray(model.project(tuple(map(str, block))).datavector(), float)
-            if np.abs(found - expected[chosen].ravel()).sum() <= _LOUD * noise * sizes[chosen]:
+            if all(_change(model, expected[m.block], m.block) <= _LOUD * m.std * m.counts.size for m in fresh):
                 take *= 4  # nothing but noise was learnt: fewer, better measurements
         return state
 
@@ -208,14 +213,18 @@ def _workload(schema: TableSchema) -> list[Block]:
     return [*pairs, *sorted(triples)]
 
 
+def _change(model: Any, before: NDArray[np.float64], block: Block) -> float:
+    found = np.asarray(model.project(tuple(map(str, block))).datavector(), float)
+    return float(np.abs(found - before.ravel()).sum())
+
+
 def _affordable(
     cells: Sequence[Cells], workload: Sequence[Block], measured: Sequence[Measured], largest: float
 ) -> list[Block]:
     """Blocks of the workload with which the model stays small; the smallest one at least."""
-    before = [m.block for m in measured]
-    inside = [b for b in workload if math.prod(cells[j].count for j in b) <= largest]
-    found = [b for b in inside if model_cells(cells, [*before, b]) <= largest]
-    return found or [min(workload, key=lambda b: model_cells(cells, [*before, b]))]
+    sizes, before = [c.count for c in cells], [m.block for m in measured]
+    found = {b: model_cells(sizes, [*before, b]) for b in workload}
+    return [b for b, size in found.items() if size <= largest] or [min(found, key=lambda b: found[b])]
 
 
 def _measured(method: AIM, schema: Any, state: Tensors, details: Any) -> tuple[Any, list[Measured]]:
