@@ -28,6 +28,7 @@ from dpgm.privacy.mechanism import (
     GaussianEvent,
     PoissonGaussianEvent,
     PureEvent,
+    ShuffledGaussianEvent,
     ZeroConcentratedEvent,
 )
 
@@ -173,6 +174,7 @@ EVENTS: list[Event] = [
     DiscreteGaussianEvent(0.3, 1),
     ZeroConcentratedEvent(1e-9),
     BoundedRangeEvent(0.1),
+    ShuffledGaussianEvent(1.5, 100),
     PureEvent(0),
     ClaimEvent(1.5, 1e-7),
 ]

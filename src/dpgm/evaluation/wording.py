@@ -27,6 +27,10 @@ _EVENTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "Gaussian noise behind published random directions",
         {"noise_multiplier": "noise multiplier", "slices": "directions"},
     ),
+    "ShuffledGaussianEvent": (
+        "Gaussian noise on every record, in random order",
+        {"noise_multiplier": "noise multiplier", "records": "records at least"},
+    ),
     "ZeroConcentratedEvent": ("zero-concentrated DP", {"rho": "rho"}),
     "BoundedRangeEvent": ("a choice by the exponential mechanism", {"epsilon": "epsilon"}),
     "PureEvent": ("pure DP", {"epsilon": "epsilon"}),

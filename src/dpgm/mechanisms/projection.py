@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from dpgm.mechanisms.queries import clip_rows
 from dpgm.privacy.guarantee import PrivacyError, Relation, Source
-from dpgm.privacy.mechanism import REAL_ARITHMETIC, Cost, Event, GaussianEvent, NoiseSource, SlicedGaussianEvent
+from dpgm.privacy.mechanism import (
+    REAL_ARITHMETIC,
+    Cost,
+    Event,
+    GaussianEvent,
+    NoiseSource,
+    ShuffledGaussianEvent,
+    SlicedGaussianEvent,
+)
 from dpgm.schema import Rows
 
 Vectors = Callable[[Rows], NDArray[Any]]
@@ -162,6 +170,44 @@ class NoisyRecords(_RowWise):
             v = noise.normal((len(block), self.dim), self.noise_std)
             values[start : start + len(block)] = self._clipped(block) + v
         return {"values": values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledRecords(NoisyRecords):
+    """`NoisyRecords` priced by the random order of its rows: the others hide the one that changed.
+
+    **Guarantee**: the smaller of two bounds: mu-Gaussian DP as without shuffling, and that of the clones among
+    `records` records. ADD_REMOVE is refused.
+    **Source**: Feldman, McMillan and Talwar 2021. Proof: docs/proofs/shuffling.md.
+    **Differs from the paper**: Gaussian noise, whose tails enter delta; the two counts are summed, not bounded.
+
+    Attributes:
+        records: a declared number; fewer rows are refused.
+    """
+
+    records: int
+    name: str = "shuffled-records"
+    source: ClassVar[Source] = Source(
+        key="feldman2021hiding",
+        title="Hiding Among the Clones: A Simple and Nearly Optimal Analysis of Privacy Amplification by Shuffling",
+        authors="Feldman, Vitaly and McMillan, Audra and Talwar, Kunal",
+        year=2021,
+        where="FOCS 2021, arXiv 2012.12803",
+        part="clones; for tails: docs/proofs/shuffling.md",
+    )
+
+    def cost(self, relation: Relation) -> Cost:
+        """The price of one shuffled release."""
+        return self._cost(ShuffledGaussianEvent(self.noise_std / self.shift(relation), self.records), self.source)
+
+    def __call__(self, rows: Rows, noise: NoiseSource) -> dict[str, NDArray[Any]]:
+        """Noisy `values` [n, dim] in random order."""
+        if len(rows) < self.records:
+            raise PrivacyError(
+                f"there are fewer than the {self.records} records that '{self.name}' declares, and fewer hide less; "
+                "declare a smaller size, which is public here"
+            )
+        return super().__call__(rows, noise)
 
 
 def _store(shape: tuple[int, int], noise_std: float) -> NDArray[Any]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpgm.mechanisms.projection import NoisyRecords, SlicedProjection
+from dpgm.mechanisms.projection import NoisyRecords, ShuffledRecords, SlicedProjection
 from dpgm.mechanisms.tables import TableVectors
 from dpgm.methods.base import Batch, Model, OnNote, Plan, Release, Tensors, reporter
 from dpgm.methods.tabular import TableModel
@@ -20,7 +20,7 @@ from dpgm.nets.generators import ConvGenerator, follow, one_hot
 from dpgm.nets.sliced import SliceLoss, cosines, density_ratio, noisy_characteristic, ridge, wasserstein
 from dpgm.nets.table_generator import TableGenerator
 from dpgm.privacy import accountant
-from dpgm.privacy.guarantee import Budget, Relation
+from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
 from dpgm.privacy.sliced import sliced_multiplier
 from dpgm.schema import ImageSchema, TableSchema
 from dpgm.schema.table import Table
@@ -86,6 +86,12 @@ def plan(method: Slicing, schema: Any, *, relation: Relation, budget: Budget) ->
         multiplier = sliced_multiplier(budget.epsilon, budget.delta, method.slices * method.slice_dim)
         facts["noise_std"] = multiplier * shift / math.sqrt(vectors.dim)
         mechanism = SlicedProjection(**facts, slices=method.slices, slice_dim=method.slice_dim, name=sliced.name)
+    elif method.shuffled:
+        if schema.size is None:
+            raise PrivacyError("shuffled records hide among a declared number: add --size, a public lower bound")
+        shift = NoisyRecords(**facts).shift(relation)
+        facts["noise_std"] = shift / accountant.shuffled_mu(budget, schema.size)
+        mechanism = ShuffledRecords(**facts, records=schema.size)
     else:
         shift = NoisyRecords(**facts).shift(relation)
         facts["noise_std"] = shift / accountant.gaussian_mu(budget)

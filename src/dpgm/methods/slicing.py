@@ -16,7 +16,7 @@ from dpgm.methods.base import Method, Model, Note, OnNote, Plan, Release, Resume
 from dpgm.methods.tabular import MixtureModel, Released, choose_cells, one_way, two_way
 from dpgm.nets.mixture import ProductMixture, fit_mixture
 from dpgm.privacy import accountant
-from dpgm.privacy.guarantee import Budget, Relation, Source
+from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
 from dpgm.schema import ImageSchema, TableSchema
 
 
@@ -44,6 +44,8 @@ class Slicing(Method):
         pair: aggregated tables: weight of the pairs of features.
         label: aggregated tables: weight of each feature with the label.
         triple: aggregated tables: weight of the pairs of features with the label.
+        shuffled: full-rank: price the random order of the rows, which allows far less noise where records are many;
+            needs the declared size.
         slices: number of slices m (paper); aggregated images take 160 times as many characteristic functions (80
             beside moments), or 20 times as many histograms.
         slice_dim: paper: directions in a slice, k.
@@ -60,6 +62,7 @@ class Slicing(Method):
     """
 
     mode: Literal["aggregated", "full-rank", "paper"] = "aggregated"
+    shuffled: bool = False
     share: float = 0.15
     cells: int = 24
     pair: float = 0.5
@@ -80,6 +83,10 @@ class Slicing(Method):
     takes: ClassVar[tuple[type[Any], ...]] = (ImageSchema, TableSchema)
     sources: ClassVar[tuple[Source, ...]] = (SlicedProjection.source,)
     free: ClassVar[frozenset[str]] = frozenset({"components", "steps", "batch", "lr", "latent", "width", "loss"})
+
+    def __post_init__(self) -> None:
+        if self.shuffled and self.mode != "full-rank":
+            raise PrivacyError(f"mode '{self.mode}' has no shuffled form; it goes with --mode full-rank")
 
     def plan(self, schema: Any, *, relation: Relation, budget: Budget) -> Plan:
         """Everything that will be asked, calibrated to the budget."""

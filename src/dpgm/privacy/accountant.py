@@ -9,7 +9,8 @@ Engines, best first; the first that covers all events answers:
 1. Gaussian events only: exact closed form, mu^2 adds (Balle and Wang 2018; Dong, Roth and Su 2022); with choices of
    bounded range among them: the same form, a Gaussian in place of each choice, or Renyi divergences if these say less.
 2. pure events only, or delta = 0: epsilons add.
-3. one sliced event alone: quadrature over its random directions (an upper bound within 0.01 % of delta).
+3. one sliced event alone: quadrature over its random directions (an upper bound within 0.01 % of delta); one shuffled
+   event alone: its clones; beside other events a shuffled one is priced as if it was not.
 4. anything without zCDP events: privacy loss distributions, pessimistic discretisation (an upper bound).
 5. the rest: Renyi divergences (an upper bound).
 
@@ -18,10 +19,11 @@ Bare claims are added at the end: their epsilons and deltas sum (basic compositi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from scipy.optimize import brentq
@@ -37,9 +39,11 @@ from dpgm.privacy.mechanism import (
     GaussianEvent,
     PoissonGaussianEvent,
     PureEvent,
+    ShuffledGaussianEvent,
     SlicedGaussianEvent,
     ZeroConcentratedEvent,
 )
+from dpgm.privacy.shuffled import counts_delta, grid, shuffled_epsilon
 from dpgm.privacy.sliced import sliced_epsilon, sliced_losses
 
 if TYPE_CHECKING:
@@ -50,6 +54,9 @@ Costs = Sequence[tuple[Cost, int]]
 _GRID = 1e-3
 """Discretisation of the privacy loss; its error is upwards (1e-4 changes epsilon by < 0.1 %, in 10x the time)."""
 
+
+_GAUSSIAN = (GaussianEvent, BoundedRangeEvent, ShuffledGaussianEvent)
+"""Events that a Gaussian one dominates, with which it composes in closed form."""
 
 _MU_MAX = 1e5
 """Beyond it the closed forms lose their digits; an epsilon of 5e9 may as well be infinite."""
@@ -101,6 +108,18 @@ def gaussian_mu(budget: Budget) -> float:
     return float(root) * (1 - 1e-11)
 
 
+def shuffled_mu(budget: Budget, records: int) -> float:
+    """The largest mu of each record's Gaussian noise whose shuffled release stays within `budget`."""
+    best = gaussian_mu(budget)
+    epsilons = [budget.epsilon * f for f in (1.0, 0.8, 0.6, 0.4)]  # the bound may be better at a smaller epsilon
+    for e0, epsilon in itertools.product(grid(records) if records > 1 else (), epsilons):
+        left = budget.delta * (1 - 1e-4) - counts_delta(e0, records, epsilon)
+        if left > 0:
+            local = left / ((1 + math.exp(epsilon)) * (records - 1) * math.exp(-e0))
+            best = max(best, gaussian_mu(Budget(epsilon=e0, delta=min(local, 0.5))))
+    return best
+
+
 def bounded_range_mu(epsilon: float) -> float:
     """The smallest mu whose Gaussian pair dominates every choice of range epsilon: 2 Phi^-1(1/(1 + e^(-epsilon/2))).
 
@@ -139,6 +158,8 @@ def epsilon_of(costs: Costs, *, delta: float, relation: Relation) -> float:
             f"Poisson-sampled gradients under '{relation.value}' have no checked accounting here; "
             f"use '{Relation.ADD_REMOVE.value}' (a replaced record is one removed and one added)"
         )
+    if relation is not Relation.REPLACE and any(isinstance(e, ShuffledGaussianEvent) for e in counts):
+        raise PrivacyError(f"a row for each record tells their number, which '{relation.value}' protects")
     claims = {e: k for e, k in counts.items() if isinstance(e, ClaimEvent)}
     claimed_epsilon = sum(e.epsilon * k for e, k in claims.items())
     claimed_delta = sum(e.delta * k for e, k in claims.items())
@@ -159,7 +180,10 @@ def _epsilon(events: tuple[tuple[Event, int], ...], delta: float) -> float:
         raise PrivacyError(f"delta is 0, but {names} are not pure; give a delta above 0 or choose pure noise")
     if all(isinstance(e, GaussianEvent) for e, _ in events):
         return gaussian_epsilon(gaussian_sum(events), delta)
-    if all(isinstance(e, GaussianEvent | BoundedRangeEvent) for e, _ in events):
+    if len(events) == 1 and isinstance(one := events[0][0], ShuffledGaussianEvent) and events[0][1] == 1:
+        mu = 1 / one.noise_multiplier
+        return shuffled_epsilon(partial(gaussian_delta, mu), one.records, delta, gaussian_epsilon(mu, delta))
+    if all(isinstance(e, _GAUSSIAN) for e, _ in events):
         closed = min(gaussian_epsilon(gaussian_sum(events), delta), rdp_epsilon(events, delta))
         return min(closed, total) if pure else closed
     if len(events) == 1 and isinstance(one := events[0][0], SlicedGaussianEvent) and events[0][1] == 1:
@@ -170,12 +194,12 @@ def _epsilon(events: tuple[tuple[Event, int], ...], delta: float) -> float:
 
 
 def gaussian_sum(events: Iterable[tuple[Event, int]]) -> float:
-    """The mu of composed Gaussian events, and of Gaussians in place of choices: mu^2 = sum of count mu_i^2."""
-    return math.hypot(*(math.sqrt(k) * _mu(e) for e, k in events if isinstance(e, GaussianEvent | BoundedRangeEvent)))
+    """The mu of composed Gaussian events, and of Gaussians in place of others: mu^2 = sum of count mu_i^2."""
+    return math.hypot(*(math.sqrt(k) * _mu(e) for e, k in events if isinstance(e, _GAUSSIAN)))
 
 
-def _mu(event: GaussianEvent | BoundedRangeEvent) -> float:
-    return 1 / event.noise_multiplier if isinstance(event, GaussianEvent) else bounded_range_mu(event.epsilon)
+def _mu(event: GaussianEvent | BoundedRangeEvent | ShuffledGaussianEvent) -> float:
+    return bounded_range_mu(event.epsilon) if isinstance(event, BoundedRangeEvent) else 1 / event.noise_multiplier
 
 
 def pld_epsilon(events: Iterable[tuple[Event, int]], delta: float, *, grid: float = _GRID) -> float:
@@ -183,7 +207,7 @@ def pld_epsilon(events: Iterable[tuple[Event, int]], delta: float, *, grid: floa
     total: PrivacyLossDistribution | None = None
     gaussians: list[tuple[Event, int]] = []
     for event, count in events:
-        if isinstance(event, GaussianEvent | BoundedRangeEvent):
+        if isinstance(event, _GAUSSIAN):
             gaussians.append((event, count))  # merged into one: one convolution instead of many
             continue
         part = _pld(event, grid).self_compose(count)
@@ -222,7 +246,7 @@ def rdp_epsilon(events: Iterable[tuple[Event, int]], delta: float) -> float:
     accountant: Any = RdpAccountant()
     for event, count in events:
         match event:
-            case GaussianEvent(noise_multiplier=s):
+            case GaussianEvent(noise_multiplier=s) | ShuffledGaussianEvent(noise_multiplier=s):
                 step: dp.DpEvent = dp.GaussianDpEvent(s)
             case PoissonGaussianEvent(rate=q, noise_multiplier=s):
                 step = dp.PoissonSampledDpEvent(q, dp.GaussianDpEvent(s))

@@ -39,12 +39,13 @@ class _Checked:
                 object.__setattr__(self, f.name, float(value))
 
 
-_WHOLE = ("sensitivity", "slices")
+_WHOLE = ("sensitivity", "slices", "records")
 _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "noise_multiplier": ("a finite number above 0", lambda v: 0 < v < math.inf),
     "sigma": ("a finite number above 0", lambda v: 0 < v < math.inf),
     "rate": ("a probability above 0 and at most 1", lambda v: 0 < v <= 1),
     "sensitivity": ("a whole number above 0", lambda v: type(v) is int and v > 0),
+    "records": ("a whole number above 0", lambda v: type(v) is int and v > 0),
     "slices": ("a whole number above 0", lambda v: type(v) is int and v > 0),
     "rho": ("a finite number above 0", lambda v: 0 < v < math.inf),
     "epsilon": ("0 or a finite number above", lambda v: 0 <= v < math.inf),
@@ -90,6 +91,18 @@ class SlicedGaussianEvent(_Checked):
 
 
 @dataclass(frozen=True)
+class ShuffledGaussianEvent(_Checked):
+    """Gaussian noise of `noise_multiplier` times the largest shift on each of `records` records or more, whose noisy
+    rows are published in random order.
+
+    Defined for REPLACE only.
+    """
+
+    noise_multiplier: float
+    records: int
+
+
+@dataclass(frozen=True)
 class ZeroConcentratedEvent(_Checked):
     """A mechanism proved to be rho-zCDP (Bun and Steinke, 2016)."""
 
@@ -123,6 +136,7 @@ Event: TypeAlias = (
     | PoissonGaussianEvent
     | DiscreteGaussianEvent
     | SlicedGaussianEvent
+    | ShuffledGaussianEvent
     | ZeroConcentratedEvent
     | BoundedRangeEvent
     | PureEvent
