@@ -6,8 +6,8 @@ For records x_1..x_b and a model with trainable parameters theta,
 
 with one joint norm over all parameters (or one norm and bound for each named group). Three engines give the same sum:
 
-- `layers`: one backward pass to the layers' outputs, then per-layer formulas; dense layers never form a record's
-  gradient. The default where every trainable layer has a formula.
+- `layers`: one backward pass to the layers' outputs, then per-layer formulas; dense layers, and convolutions on small
+  maps, never form a record's gradient. The default where every trainable layer has a formula.
 - `vmap`: one gradient a record by vectorised differentiation; the fall-back for all other modules.
 - `loop`: one backward pass a record; the oracle of the tests.
 
@@ -17,6 +17,7 @@ A record's gradient may depend on that record alone. Layers with batch statistic
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from dpgm.mechanisms.layers import linear_norms, linear_sum, rule_of
+from dpgm.mechanisms.layers import pair_norms, rule_of, weighted_sum
 from dpgm.privacy.guarantee import PrivacyError
 
 Loss = Callable[..., Tensor]
@@ -81,9 +82,7 @@ def clipped_gradient_sum(
     total = torch.zeros(sum(p.numel() for p in trainable(module).values()))
     for start in range(0, length, chunk * draws):
         part = [r[start : start + chunk * draws] for r in records]
-        if start == 0:
-            _check_first(run, engine, part, min(c for _, c in groups))
-        total += _clip_and_add(run, engine, part, groups)
+        total += _clip_and_add(run, engine, part, groups, first=start == 0)
     return total
 
 
@@ -108,16 +107,24 @@ class _Run:
 
     def losses(self, records: Sequence[Tensor]) -> Tensor:
         """The loss of each record, averaged over its draws, `[b]`."""
-        return self.loss(self.module, *records).float().reshape(-1, self.draws).mean(1)
+        found, rows = self.loss(self.module, *records), len(records[0])
+        if found.shape != (rows,):
+            raise PrivacyError(
+                f"the loss has shape {tuple(found.shape)} for {rows} rows; give one loss for each row, not their mean "
+                "or sum"
+            )
+        return found.float().reshape(-1, self.draws).mean(1)
 
     def precision(self) -> torch.autocast:
         """The arithmetic of forward and backward passes."""
         return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype is torch.bfloat16)
 
 
-def _clip_and_add(run: _Run, engine: str, records: Sequence[Tensor], groups: _Groups) -> Tensor:
+def _clip_and_add(run: _Run, engine: str, records: Sequence[Tensor], groups: _Groups, *, first: bool = False) -> Tensor:
     parts = _ENGINES[engine](run, records)
     norms = torch.stack([p.norms for p in parts]).sum(0)
+    if first and engine == "layers":  # the other engines see one record at a time
+        _check_first(run, records, norms[0].sqrt(), min(c for _, c in groups))
     finite = torch.isfinite(norms)
     if not finite.all():  # weights of zero would not do: 0 times infinity is not 0
         rows = finite.repeat_interleave(run.draws)
@@ -157,21 +164,13 @@ def refuse_coupling(module: nn.Module) -> None:
             raise PrivacyError(f"{where} draws from the global random stream; pass the mask as one of the records")
 
 
-def _check_first(run: _Run, engine: str, records: Sequence[Tensor], clip_norm: float) -> None:
-    """Raise unless the first record's gradient has the same norm with and without the other records."""
-    alone = [r[: run.draws] for r in records]
-    with torch.no_grad(), run.precision():
-        shape = run.loss(run.module, *alone).shape
-    if shape != (run.draws,):
-        raise PrivacyError(
-            f"the loss has shape {tuple(shape)} for {run.draws} rows; give one loss for each row, not their mean or sum"
-        )
-    if engine != "layers" or len(records[0]) == run.draws:  # the other engines see one record at a time
+def _check_first(run: _Run, records: Sequence[Tensor], among_others: Tensor, clip_norm: float) -> None:
+    """Raise unless the first record's gradient has the norm that it has among others when it is alone."""
+    if len(records[0]) == run.draws:
         return
-    few = [r[: 8 * run.draws] for r in records]
-    norms = [torch.stack([p.norms for p in _by_layers(run, x)]).sum(0)[0].sqrt() for x in (alone, few)]
+    alone = torch.stack([p.norms for p in _by_layers(run, [r[: run.draws] for r in records])]).sum().sqrt()
     slack = 0.02 if run.dtype is torch.float32 else 0.2
-    if torch.isfinite(norms[0]) and not torch.allclose(*norms, rtol=slack, atol=slack * clip_norm):
+    if torch.isfinite(alone) and not torch.allclose(alone, among_others, rtol=slack, atol=slack * clip_norm):
         raise PrivacyError(
             "the gradient of a record changes when others join the batch, so clipping does not bound its influence; "
             "remove batch statistics and batch-level penalties, and keep the records on the first axis"
@@ -212,11 +211,10 @@ def _by_layers(run: _Run, records: Sequence[Tensor]) -> list[_Part]:
     for name, layer in _owners(run.module).items():
         seen = calls.get(name, [])
         own = [n for n, p in layer.named_parameters(recurse=False) if p.requires_grad]
-        norms = None
-        if isinstance(layer, nn.Linear) and len(seen) == 1 and len(own) == 2 - (layer.bias is None):
-            norms = linear_norms(layer, *seen[0], count)
-        if norms is not None and isinstance(layer, nn.Linear):
-            parts.append(_Part(tuple(_join(name, n) for n in own), norms, partial(_dense, layer, *seen[0], own)))
+        whole = len(own) == len(list(layer.parameters(recurse=False)))
+        norms = pair_norms(layer, *seen[0], count) if whole and len(seen) == 1 else None
+        if norms is not None:
+            parts.append(_Part(tuple(_join(name, n) for n in own), norms, partial(_summed, layer, *seen[0], own)))
             continue
         rule = rule_of(layer)
         assert rule is not None
@@ -227,8 +225,8 @@ def _by_layers(run: _Run, records: Sequence[Tensor]) -> list[_Part]:
     return parts
 
 
-def _dense(layer: nn.Linear, a: Tensor, d: Tensor, names: Sequence[str], weights: Tensor) -> list[Tensor]:
-    total = linear_sum(layer, a, d, weights)
+def _summed(layer: nn.Module, a: Tensor, d: Tensor, names: Sequence[str], weights: Tensor) -> list[Tensor]:
+    total = weighted_sum(layer, a, d, weights)
     return [total[name] for name in names]
 
 
@@ -308,7 +306,8 @@ class _Bound(nn.Module):
         self.module, self.run = run.module, run
 
     def forward(self, *record: Tensor) -> Tensor:
-        return self.run.loss(self.module, *record).float().mean()
+        bound = dataclasses.replace(self.run, module=self.module)  # the module whose weights are exchanged
+        return bound.losses(record)[0]
 
 
 _ENGINES = {"layers": _by_layers, "vmap": _by_vmap, "loop": _by_loop}
