@@ -61,7 +61,7 @@ def test_norms_and_sums_without_gradients_are_those_with(case, draws):
     each = true(layer, a, d, 5)
     norms = pair_norms(layer, a, d, 5)
     assert norms is not None
-    torch.testing.assert_close(norms, each.square().sum(1).float(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(norms, each.square().sum(1).float(), rtol=3e-4, atol=0)
     weights = torch.rand(5, generator=rng(3))
     total = torch.cat([g.flatten() for g in weighted_sum(layer, a, d, weights).values()])
     torch.testing.assert_close(total, (weights.double() @ each).float(), rtol=1e-4, atol=1e-3)
