@@ -106,6 +106,23 @@ def test_fit_twice_with_one_ledger_is_no_second_draw(tmp_path: Path) -> None:
         dpgm.fit(method, ROWS["image"], ROWS["label"], **terms)
 
 
+def test_a_method_of_this_process_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(dpgm.DPMERF):
+        name = "mine"
+
+    monkeypatch.setattr(methods, "_ADDED", {})
+    with pytest.raises(KeyError, match="no method 'mine'"):
+        methods.get("mine")
+    methods.add(Mine)
+    methods.add(Mine)  # a notebook's cell is run again
+    assert methods.get("mine") is Mine
+    model = dpgm.fit(small(Mine), ROWS["image"], ROWS["label"], epsilon=2.0, delta=1e-3, schema=SCHEMA)
+    model.save(tmp_path)
+    assert type(dpgm.load(tmp_path).release.method) is Mine
+    with pytest.raises(ValueError, match="there is a method 'merf' already"):
+        methods.add(dpgm.DPMERF)
+
+
 # --- the leak check ---------------------------------------------------------------------------------------------------
 
 MARKER = np.random.default_rng(5).integers(0, 256, (8, 8, 1), dtype=np.uint8)

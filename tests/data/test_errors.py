@@ -47,7 +47,7 @@ AT_OPENING: list[tuple[str, dict[str, Any], str]] = [
     ("two channels", {"x": np.zeros((4, 6, 6, 2), np.uint8), "y": two(4)}, "width, 1 or 3"),
     ("no pixels", {"x": np.zeros((4, 0, 6), np.uint8), "y": two(4)}, "reshape them"),
     ("other size", {"x": grey(side=5), "y": two()}, "5 high, 5 wide with 1 channels; declared are height 6"),
-    ("colour", {"x": np.zeros((4, 6, 6, 3), np.uint8), "y": two(4)}, "with 3 channels; declared .* --grey True"),
+    ("colour", {"x": np.zeros((4, 6, 6, 3), np.uint8), "y": two(4)}, "with 3 channels; declared .* --colour grey"),
     ("objects", {"x": grey(), "y": np.array([{}] * 12)}, "Python objects .a pickle. could run code and is refused"),
     ("float labels", {"x": grey(), "y": two() * 1.0}, r"labels are float64 of shape \[n\]; allowed are integers"),
     ("one-hot labels", {"x": grey(), "y": np.eye(2, dtype=int)[two()]}, r"shape \[n, 2\].*argmax"),

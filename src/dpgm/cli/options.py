@@ -37,6 +37,8 @@ class Data:
         test_fraction: share of records to hold out where there is no test part.
         test: file of the held-out part of a table.
         public: the table's records are public, as a benchmark's are: scores beside real train records may be shown.
+        labels: file of the labels of an idx file, where it is not found beside it.
+        max_gib: memory above which images are refused by their headers, in GiB.
     """
 
     data: tyro.conf.Positional[str]
@@ -51,6 +53,8 @@ class Data:
     test_fraction: float | None = None
     test: Path | None = None
     public: bool = False
+    labels: Path | None = None
+    max_gib: float = 16.0
 
     def open(self) -> Any:
         """The data set, by its public facts; no row is read."""
@@ -75,6 +79,8 @@ class Data:
             resize=self.resize,
             grey=None if self.colour is None else self.colour == "grey",
             test_fraction=self.test_fraction,
+            labels=self.labels,
+            max_gib=self.max_gib,
         )
 
     def _open_table(self, schema: Any) -> Any:

@@ -80,13 +80,13 @@ class Declared:
         ):
             raise DataError(
                 f"the facts of {name} are known ({known}); leave out --schema, --image-size, --channels and --classes; "
-                "convert with --resize and --grey"
+                "convert with --resize and --colour"
             )
         return dataclasses.replace(wanted, size=self.size or (given and given.size) or known.size)
 
     def converted(self, facts: ImageSchema) -> ImageSchema:
         """The schema after resizing and conversion, with the declared size."""
-        with _as_data_error("after --resize, --grey and --size"):
+        with _as_data_error("after --resize, --colour and --size"):
             return dataclasses.replace(
                 facts,
                 height=facts.height if self.resize is None else self.resize,

@@ -43,7 +43,7 @@ class Shaping:
             raise DataError(
                 f"{where}: an image is {shape[0]} high, {shape[1]} wide with {shape[2]} channels; declared are height "
                 f"{height}, width {width}, channels {channels}; correct --image-size and --channels, or let the images "
-                "be converted with --resize, --grey True (to grey) or --grey False (to colour)"
+                "be converted with --resize, --colour grey or --colour rgb"
             )
 
     def keeps(self, shape: tuple[int, ...]) -> bool:

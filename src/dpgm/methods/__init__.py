@@ -22,10 +22,25 @@ _BUILT_IN = {
     "slicing": "dpgm.methods.slicing:Slicing",
 }
 
+_ADDED: dict[str, type[Method]] = {}
+
+
+def add(kind: type[Method]) -> None:
+    """Make a method known by its name in this process, e.g. in a notebook, so that its runs can be saved and loaded.
+
+    A package offers its methods as entry points of the group `dpgm.methods` instead.
+
+    Raises:
+        ValueError: another method has that name.
+    """
+    if kind.name in names() and _ADDED.get(kind.name) is None:
+        raise ValueError(f"there is a method '{kind.name}' already; choose another name than {', '.join(names())}")
+    _ADDED[kind.name] = kind
+
 
 def names() -> list[str]:
-    """Names of all methods, ours and those that other packages offer as entry points of the group `dpgm.methods`."""
-    return sorted({*_BUILT_IN, *(e.name for e in entry_points(group="dpgm.methods"))})
+    """Names of all methods: ours, those of entry points of the group `dpgm.methods`, and those added here."""
+    return sorted({*_BUILT_IN, *_ADDED, *(e.name for e in entry_points(group="dpgm.methods"))})
 
 
 def get(name: str) -> type[Method]:
@@ -37,6 +52,8 @@ def get(name: str) -> type[Method]:
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         return getattr(import_module(module), attribute)
+    if name in _ADDED:
+        return _ADDED[name]
     for entry in entry_points(group="dpgm.methods", name=name):
         return entry.load()
     raise KeyError(f"there is no method '{name}'; there are {', '.join(names())}")
