@@ -190,12 +190,12 @@ def options_of(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
 
 
 def test_options_that_messages_advise_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = ("run", "train", "evaluate", "sample", "schema", "audit", "account")
+    commands = ("run", "train", "evaluate", "sample", "schema", "audit", "account", "bench")
     known = set[str]().union(*(options_of(command, capsys) for command in commands))
     advised = {
         (p.name, option)
         for p in (ROOT / "src").rglob("*.py")
-        for option in re.findall(r"(?<![\w(-])--[a-z][\w-]*", p.read_text("utf-8"))
+        for option in re.findall(r"(?<![\w(-])--[a-z][\w-]*\b(?!-)", p.read_text("utf-8"))
     }
     assert len(advised) > 20
     assert not {a for a in advised if a[1] not in known | {"--help", "--version"}}

@@ -134,6 +134,75 @@ def test_seeded_noise_supports_nothing(make_run: MakeRun) -> None:
     assert "drawn from a seed" in html
 
 
+def test_the_private_classifiers_stand_beside_the_samples(make_run: MakeRun) -> None:
+    folder = make_run()
+    text = Page(read(folder)).text
+    assert "Beside private classifiers" in text
+    assert "Private labeller 97.9 %" in text or "Private labeller 98.0 %" in text
+    assert "within the epsilon of 0.9973 above" in text
+    edit(folder, "metrics.json", accuracy={"cnn": 0.9})
+    assert "Beside private classifiers" not in Page(read(folder)).text
+
+
+def test_scores_of_a_table_stand_beside_those_of_real_records(make_run: MakeRun) -> None:
+    folder = make_run()
+    edit(
+        folder,
+        "metrics.json",
+        accuracy={},
+        utility={"boosting": {"auc": 0.91, "f1": 0.8}, "real_boosting": {"auc": 0.95, "f1": 0.85}},
+        fidelity={"PairSimilarity": 0.9, "KSComplement": {"mean": 0.97, "low": 0.96, "high": 0.98, "n": 5}},
+        real_fidelity={"PairSimilarity": 0.98},
+        kid={"value": 0.03, "features": "lenet", "low": 0.02, "high": 0.04, "subsets": 50},
+    )
+    text = Page(read(folder)).text
+    for expected in (
+        "Gradient boosting, ROC AUC 0.910 0.950",
+        "Gradient boosting, F1 0.800 0.850",
+        "total variation 0.900 0.980",
+        "0.960 to 0.980, 5 seeds",
+        "KID[lenet]subsets 50 0.030.02 to 0.04",
+        "joint shares of two columns agree with those of real records to 90 %",
+    ):
+        assert expected in text, expected
+
+
+def test_attacks_are_shown_the_successful_ones_first(make_run: MakeRun) -> None:
+    folder = make_run()
+    assert "Nobody has attacked this run" in Page(read(folder)).text
+    attack = {
+        "name": "moments",
+        "verdict": "not beaten (up to 3.2)",
+        "beaten": False,
+        "trials": 5000,
+        "pair": "10 white",
+    }
+    beaten = {"name": "thresholds", "verdict": "BEATEN: epsilon >= 4 at a claimed 1", "beaten": True}
+    check = {"name": "the ledger's chain", "passed": False, "found": "line 3 was changed"}
+    (folder / "audit.json").write_text(json.dumps({"audits": [attack, beaten], "checks": [check]}), "utf-8")
+    text = Page(read(folder)).text
+    assert "Nobody has attacked" not in text
+    assert text.index("BEATEN: epsilon >= 4") < text.index("not beaten (up to 3.2)")
+    assert "2 x 5,000" in text
+    assert "line 3 was changed" in text
+    (folder / "audit.json").write_text(json.dumps({"audits": "none"}), "utf-8")
+    assert "Attacks on the claim" not in Page(read(folder)).text
+
+
+def test_the_method_its_mechanisms_and_the_tool_are_cited(make_run: MakeRun) -> None:
+    source = {
+        "key": "liu2024pge",
+        "title": "Private Gradients",
+        "authors": "Liu",
+        "year": 2024,
+        "where": "MM",
+        "part": "",
+    }
+    html = read(make_run(sources=[source]))
+    for expected in ("Private Gradients", "@misc{liu2024pge", "@misc{dwork2006", "@misc{dpgm", "version 0.1.0"):
+        assert expected in html, expected
+
+
 # --- what it does not believe ----------------------------------------------------------------------------------------
 
 
@@ -275,7 +344,7 @@ def test_paths_are_cut_to_their_last_name(make_run: MakeRun) -> None:
     command = "dpgm run pge --data /home/ann/secret/data.npz --out=/tmp/run --features inception:/home/ann/w.pt"
     html = read(make_run(command=command, data="/home/ann/data.npz", config={"features": ["/home/ann/w.pt"]}))
     assert not faults(html)
-    assert "--data data.npz --out=run --features inception:w.pt" in html
+    assert "--data data.npz --out=run --features inception:w.pt" in Page(html).text
     assert "ann" not in re.findall(r"\w+", Page(html).text)
 
 
@@ -317,14 +386,39 @@ def test_the_guessing_bound_is_that_of_the_worst_mechanism() -> None:
 
 def test_edges_apply_only_where_they_do() -> None:
     guarantee = {"epsilon": 1.0, "delta": 1e-2, "relation": "replace one", "unit": "record"}
-    found = " ".join(
-        wording.edges(guarantee, {"schema": {"size": 1000}}, {"accuracy": {"cnn": 0.9, "dp_cnn": 0.8}}, [])
-    )
+    edges = wording.edges(guarantee, {"schema": {"size": 1000}}, {"accuracy": {"cnn": 0.9, "dp_cnn": 0.8}}, [])
+    found = " ".join(sentence for _, sentence in edges)
+    order = [["critical", "serious", "minor"].index(severity) for severity, _ in edges]
+    assert order == sorted(order)
     assert "not below 1/1,000" in found
     assert "counts as public" in found
     assert "One seed" in found
-    assert "does better" not in found
-    assert "without protection" not in found
+    for absent in (
+        "does better",
+        "without protection",
+        "hardly restrains",
+        "no guarantee",
+        "Run times",
+        "called public",
+    ):
+        assert absent not in found, absent
+    weak: dict[str, Any] = {**guarantee, "evidence": "refuted", "epsilon": 9.0, "assumptions": ["saw public data only"]}
+    more = " ".join(sentence for _, sentence in wording.edges(weak, {}, {}, ["a look"], attacked=False))
+    for present in ("without protection", "hardly restrains", "no guarantee", "called public"):
+        assert present in more, present
+    assert "Nobody has attacked" not in more  # it is refuted as it is
+
+
+def test_the_summary_says_first_whether_anything_may_be_published() -> None:
+    scores = {"accuracy": {"cnn": 0.9, "real_cnn": 0.99}}
+    assert wording.summary(True, "refuted", 3, {}, [])[0].startswith("Publish nothing")
+    assert "paper's word" in wording.summary(False, "claimed", None, {}, [])[0]
+    good = wording.summary(False, "proved", 2, scores, ["a look"])
+    assert "may be published" in good[0]
+    assert "read 2 times" in good[1]
+    assert "90.0 %" in good[2]
+    assert "99.0 %" in good[2]
+    assert "without protection" in good[3]
 
 
 def test_read_folder_keeps_the_ledger_in_order(make_run: MakeRun) -> None:

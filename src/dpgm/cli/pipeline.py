@@ -330,6 +330,7 @@ def facts(model: Model, *, data: str, seed: int, command: list[str], screen: Scr
         "data": data,
         "schema": model.schema.to_json(),
         "guarantee": model.guarantee.to_json(),
+        "sources": [vars(source).copy() for source in model.release.method.sources],
         "plan": dict(model.release.details),
         "seed": seed,
         "command": printable(command),

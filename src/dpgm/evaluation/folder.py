@@ -32,6 +32,7 @@ class Folder:
 
     Attributes:
         run, metrics, training: `run.json`, `metrics.json` and `training.json` (or the key `training` of `run.json`).
+        audit: `audit.json`, what attacks on the run found.
         ledger: the entries of `ledger.jsonl`; None without that file.
         doubts: reasons why the ledger cannot be trusted.
         grid: a sample grid as a data URI; "" without samples.
@@ -41,6 +42,7 @@ class Folder:
     run: Json
     metrics: Json = field(default_factory=dict)
     training: Json = field(default_factory=dict)
+    audit: Json = field(default_factory=dict)
     ledger: list[Json] | None = None
     doubts: tuple[str, ...] = ()
     grid: str = ""
@@ -68,6 +70,7 @@ def read_folder(path: Path) -> Folder:
         run=without_paths(run),
         metrics=without_paths(_object(path / "metrics.json") or {}),
         training=training,
+        audit=without_paths(_object(path / "audit.json") or {}),
         ledger=without_paths(ledger),
         doubts=doubts,
         grid=grid,

@@ -113,10 +113,11 @@ def figures(described: Any) -> Markup:
     return Markup(
         "<section><h2>Column by column</h2>"
         f'<p class="soft small">{key}. Shares of the records; numbers in tenths of the synthetic values.</p>'
-        '<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:1rem 1.4rem">'
+        '<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(min(15rem,100%),1fr));gap:1rem 1.4rem">'
         f"{charts}</div></section>"
         "<section><h2>How columns hang together</h2>"
-        '<p class="soft small">Cramér&rsquo;s V of each pair of columns: 0 independent, 1 (full colour) determined.</p>'
+        '<p class="soft small">Cramér&rsquo;s V of each pair of columns: 0 independent, 1 (full colour) determined. '
+        "Columns stand from left to right as they do from top to bottom; pointing at a cell names its pair.</p>"
         f'<div style="display:flex;flex-wrap:wrap;gap:1.4rem">{maps}</div></section>'
     )
 
@@ -152,8 +153,9 @@ def _map(names: Sequence[str], values: Sequence[Sequence[float]], title: str) ->
         for i, row in enumerate(values)
         for j, v in enumerate(row)
     )
+    beside = "".join(f"<li><span>{escape(name)}</span></li>" for name in names)
     return (
-        f'<figure style="flex:1 1 16rem;margin:0"><h3 style="margin:0 0 .3rem">{title}</h3>'
-        f'<svg viewBox="0 0 {q} {q}" role="img" aria-label="dependence of {title} columns" '
-        f'style="width:100%;border:1px solid var(--line)">{cells}</svg></figure>'
+        f'<figure style="flex:1 1 18rem;margin:0"><h3 style="margin:0 0 .3rem">{title}</h3>'
+        f'<div class="grid map"><ol>{beside}</ol><svg viewBox="0 0 {q} {q}" role="img" '
+        f'aria-label="dependence of {title} columns">{cells}</svg></div></figure>'
     )

@@ -16,33 +16,47 @@ VERDICTS: Mapping[Evidence, tuple[str, str]] = {
 }
 """For each evidence: a sign that is told apart without colour, and a sentence."""
 
-_EVENTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "GaussianEvent": ("Gaussian noise", {"noise_multiplier": "noise multiplier"}),
+_EVENTS: Mapping[str, tuple[str, Mapping[str, str], str]] = {
+    "GaussianEvent": ("Gaussian noise", {"noise_multiplier": "noise multiplier"}, "gaussian"),
     "PoissonGaussianEvent": (
         "Gaussian noise on a Poisson sample",
         {"rate": "sampling rate", "noise_multiplier": "noise multiplier"},
+        "poisson-gradient",
     ),
-    "DiscreteGaussianEvent": ("discrete Gaussian noise", {"sigma": "sigma", "sensitivity": "sensitivity"}),
+    "DiscreteGaussianEvent": (
+        "discrete Gaussian noise",
+        {"sigma": "sigma", "sensitivity": "sensitivity"},
+        "discrete-gaussian",
+    ),
     "SlicedGaussianEvent": (
         "Gaussian noise behind published random directions",
         {"noise_multiplier": "noise multiplier", "slices": "directions"},
+        "slicing",
     ),
     "ShuffledGaussianEvent": (
         "Gaussian noise on every record, in random order",
         {"noise_multiplier": "noise multiplier", "records": "records at least"},
+        "shuffling",
     ),
-    "ZeroConcentratedEvent": ("zero-concentrated DP", {"rho": "rho"}),
-    "BoundedRangeEvent": ("a choice by the exponential mechanism", {"epsilon": "epsilon"}),
-    "PureEvent": ("pure DP", {"epsilon": "epsilon"}),
-    "ClaimEvent": ("a bare claim", {"epsilon": "epsilon", "delta": "delta"}),
+    "ZeroConcentratedEvent": ("zero-concentrated DP", {"rho": "rho"}, ""),
+    "BoundedRangeEvent": ("a choice by the exponential mechanism", {"epsilon": "epsilon"}, "exponential"),
+    "PureEvent": ("pure DP", {"epsilon": "epsilon"}, ""),
+    "ClaimEvent": ("a bare claim", {"epsilon": "epsilon", "delta": "delta"}, ""),
 }
+"""For each event: in words, its numbers, and the page that proves its curve where there is one for all of its kind."""
 
 
 def event(cost: Mapping[str, Any]) -> str:
     """An access in words, from a ledger's cost: "Gaussian noise (noise multiplier 3.731)"."""
-    words, fields = _EVENTS.get(str(cost.get("event")), (str(cost.get("event", "")), {}))
+    words, fields, _ = _EVENTS.get(str(cost.get("event")), (str(cost.get("event", "")), {}, ""))
     numbers = [f"{label} {number(cost[key])}" for key, label in fields.items() if key in cost]
     return f"{words} ({', '.join(numbers)})" if numbers else words
+
+
+def proof(cost: Mapping[str, Any]) -> str:
+    """The page that proves the price of a proved access; "" for others."""
+    _, _, page = _EVENTS.get(str(cost.get("event")), ("", {}, ""))
+    return f"docs/proofs/{page}.md" if page and cost.get("evidence") == Evidence.PROVED.word else ""
 
 
 def number(value: Any) -> str:
@@ -92,48 +106,134 @@ def meaning(epsilon: float, delta: float, relation: str, unit: str) -> list[str]
     return lines
 
 
-def edges(
-    guarantee: Mapping[str, Any], run: Mapping[str, Any], metrics: Mapping[str, Any], exposures: Sequence[str]
+def summary(
+    void: bool, evidence: str, accesses: int | None, metrics: Mapping[str, Any], exposures: Sequence[str]
 ) -> list[str]:
-    """What this run does not promise, in the order of weight."""
-    unit, delta = str(guarantee.get("unit", "record")), guarantee.get("delta")
-    size = (run.get("schema") or {}).get("size")
+    """The run in a few sentences, for somebody who reads no further."""
+    if void:
+        lines = ["Publish nothing of this run that you would not publish of the private records themselves."]
+    elif evidence == Evidence.CLAIMED.word:
+        lines = ["Before anything is published, have somebody check the proof: so far it is a paper's word."]
+    else:
+        lines = [
+            "Samples, model and release may be published under the promise above, as far as its assumptions are true; "
+            "whatever is computed from them keeps it."
+        ]
+    if accesses is not None:
+        times = {0: "not read", 1: "read once"}.get(accesses, f"read {accesses:,} times")
+        lines.append(f"The private records were {times}, {'each time ' * (accesses > 1)}as the ledger below says.")
     accuracy = metrics.get("accuracy") or {}
-    found: list[str] = []
+    mine, real = mean_of(accuracy.get("cnn")), mean_of(accuracy.get("real_cnn"))
+    if mine is not None:
+        line = f"A classifier that saw nothing but samples is right on {100 * mine:.1f} % of real records"
+        lines.append(f"{line}; one that saw real records, on {100 * real:.1f} %." if real is not None else f"{line}.")
+    fidelity = mean_of((metrics.get("fidelity") or {}).get("PairSimilarity"))
+    if fidelity is not None:
+        lines.append(f"The joint shares of two columns agree with those of real records to {100 * fidelity:.0f} %.")
     if exposures:
-        found.append(
-            "Private records were also looked at without protection (listed above). Epsilon covers no such look; "
-            "publish what came of them only if you would publish it of the plain records."
-        )
-    if isinstance(delta, int | float) and isinstance(size, int) and delta * size >= 1:
-        found.append(f"Delta {exponent(delta)} is not below 1/{size:,}: it would allow publishing a record at random.")
-    if guarantee:
-        found.append(
-            f"One {unit} is protected. A person with several {unit}s is protected less: with k of them, epsilon is "
-            "k times as large, and delta grows even faster."
-        )
-    if str(guarantee.get("relation", "")).startswith("replace"):
-        found.append("The number of records counts as public: only what a record holds is protected, not its presence.")
-    if guarantee.get("epsilon") is not None:
-        found.append(
-            "Each further run on the same records that does not share this ledger adds its epsilon to this one, "
-            "runs that were thrown away included."
-        )
-    if accuracy or metrics.get("utility"):
-        found.append(
-            "The scores are plain statistics of held-out real records; these are not covered by epsilon, and choosing "
-            "settings by the scores would use them up."
-        )
-    if accuracy and not isinstance(accuracy.get("cnn"), Mapping):
-        found.append("One seed was run: the scores carry no interval.")
+        lines.append("Records were also looked at without protection; what that means is said above.")
+    return lines
+
+
+def edges(
+    guarantee: Mapping[str, Any],
+    run: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    exposures: Sequence[str],
+    *,
+    attacked: bool = True,
+) -> list[tuple[str, str]]:
+    """What this run does not promise, as pairs (severity, sentence), the gravest first."""
+    unit, delta, epsilon = str(guarantee.get("unit", "record")), guarantee.get("delta"), guarantee.get("epsilon")
+    schema = run.get("schema") or {}
+    size, accuracy = schema.get("size"), metrics.get("accuracy") or {}
+    relation = str(guarantee.get("relation", ""))
+    public = [a for a in guarantee.get("assumptions") or () if "public" in str(a)]
+    found: list[tuple[str, str]] = []
+
+    def add(severity: str, condition: object, sentence: str) -> None:
+        if condition:
+            found.append((severity, sentence))
+
+    void = str(guarantee.get("evidence")) in (Evidence.REFUTED.word, Evidence.UNSUPPORTED.word)
+    add("critical", void, "There is no guarantee. What follows would be left open even if there were one.")
+    add(
+        "critical",
+        exposures,
+        "Private records were also looked at without protection (listed above). Epsilon covers no such look; publish "
+        "what came of them only if you would publish it of the plain records.",
+    )
+    add(
+        "critical",
+        public,
+        "The guarantee rests on features that were made from data called public (see what it assumes). If the private "
+        "records, or people who did not agree, were among them, it is void, and no check can tell.",
+    )
+    add(
+        "critical",
+        schema,
+        "What is declared as public"
+        + (", bounds and categories above all," if schema.get("kind") == "table" else "")
+        + " must not have been read off the private records; nobody but you can know.",
+    )
+    add(
+        "serious",
+        isinstance(delta, int | float) and isinstance(size, int) and delta * size >= 1,
+        f"Delta {exponent(delta or 0.0)} is not below 1/{size or 0:,}: it would allow publishing a record at random.",
+    )
+    add(
+        "serious",
+        guarantee,
+        f"One {unit} is protected. A person with several {unit}s is protected less: with k of them, epsilon is k times "
+        "as large, and delta grows even faster.",
+    )
+    add(
+        "serious",
+        epsilon is not None,
+        "Each further run on the same records that does not share this ledger adds its epsilon to this one, runs that "
+        "were thrown away included.",
+    )
+    add(
+        "serious",
+        isinstance(epsilon, int | float) and epsilon > 4,
+        "At this epsilon the bound hardly restrains an attacker who knows the other records.",
+    )
+    add(
+        "serious",
+        accuracy or metrics.get("utility"),
+        "The scores are plain statistics of held-out real records; these are not covered by epsilon, and choosing "
+        "settings by the scores would use them up.",
+    )
+    add(
+        "minor",
+        relation.startswith("replace"),
+        "The number of records counts as public: only what a record holds is protected, not its presence.",
+    )
+    add(
+        "minor",
+        relation.startswith("add") and run.get("seconds"),
+        "Run times depend on the number of records: leave them and the ledger's times out of what is published, where "
+        "that number is secret.",
+    )
+    add(
+        "minor",
+        guarantee and not attacked and not void,
+        "Nobody has attacked this run yet: dpgm audit does. It can refute only.",
+    )
+    add(
+        "minor",
+        accuracy and not isinstance(accuracy.get("cnn"), Mapping),
+        "One seed was run: the scores carry no interval.",
+    )
     score = mean_of(accuracy.get("cnn"))
     for name in ("labeller", "dp_cnn"):
         rival = mean_of(accuracy.get(name))
-        if score is not None and rival is not None and rival > score:
-            found.append(
-                f"A private classifier trained directly on the real records ({name.replace('_', ' ')}) does better "
-                "than one trained on these samples; for classification alone, publish that classifier."
-            )
+        add(
+            "minor",
+            score is not None and rival is not None and rival > score,
+            f"A private classifier trained directly on the real records ({name.replace('_', ' ')}) does better than "
+            "one trained on these samples; for classification alone, publish that classifier.",
+        )
     return found
 
 

@@ -1,0 +1,281 @@
+"""The report's numbers: panels of scores, each beside what it is to be compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeGuard
+
+from dpgm.evaluation import wording
+
+Json: TypeAlias = dict[str, Any]
+
+NAMES: Mapping[str, str] = {
+    "cnn": "CNN",
+    "logreg": "Logistic regression",
+    "mlp": "Multilayer perceptron",
+    "boosting": "Gradient boosting",
+    "labeller": "Private labeller",
+    "dp_cnn": "CNN trained privately (DP-SGD)",
+}
+RIVALS = ("labeller", "dp_cnn")
+"""Private classifiers trained on real records: they stand beside the samples and use none."""
+BESIDE_PRIVATE = "Beside private classifiers"
+"""Title of the panel that holds them."""
+_MEASURES: Mapping[str, str] = {"auc": "ROC AUC", "f1": "F1", "accuracy": "accuracy"}
+_FIDELITY: Mapping[str, str] = {
+    "KSComplement": "columns of numbers: 1 less the largest gap of the distribution functions",
+    "TVComplement": "columns of categories: 1 less the total variation",
+    "PairSimilarity": "all pairs of columns: 1 less the total variation",
+    "ContingencySimilarity": "pairs with a category: 1 less the total variation",
+    "CorrelationSimilarity": "pairs of numbers: 1 less half the difference of the correlations",
+    "KMarginal": "triples of columns, out of 1,000",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number: as text, as a share of its bar (None without one), and a note on its interval."""
+
+    text: str
+    share: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of a panel.
+
+    Attributes:
+        name: what was measured.
+        note: what that means.
+        cells: one for each column of the panel; None where nothing is known.
+        key: whether this is the line to look at.
+    """
+
+    name: str
+    cells: tuple[Cell | None, ...]
+    note: str = ""
+    key: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A table of numbers.
+
+    Attributes:
+        title: over it; "" for the first one.
+        intro: what the numbers are.
+        columns: heads of the columns of numbers.
+        rows: the lines.
+    """
+
+    intro: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    title: str = ""
+
+
+_BESIDE = ("Synthetic", "Real, not private")
+
+
+def panels(metrics: Json, epsilon: str) -> list[Panel]:
+    """Every panel for which there are numbers.
+
+    Args:
+        metrics: what `metrics.json` holds.
+        epsilon: of the run, for the private classifiers; "" where it is void.
+    """
+    sizes = mapping(metrics.get("sizes"))
+    accuracy = mapping(metrics.get("accuracy"))
+    made = f" ({show(sizes['synthetic'])})" if sizes.get("synthetic") else ""
+    real = f" ({show(sizes['real'])})" if sizes.get("real") else ""
+    beside = f"beside the same classifiers trained on real records{real}, which is not private."
+    found = [
+        Panel(
+            intro="Accuracy on held-out real records of classifiers that were trained on synthetic records "
+            f"only{made}, {beside}",
+            columns=_BESIDE,
+            rows=_accuracy(accuracy),
+        ),
+        Panel(
+            intro="Scores on held-out real records of classifiers that predict the label, trained on synthetic "
+            f"records only{made}, {beside}",
+            columns=_BESIDE,
+            rows=_utility(mapping(metrics.get("utility"))),
+        ),
+        Panel(
+            title=BESIDE_PRIVATE,
+            intro="They were trained on the real records themselves with differential privacy"
+            + (f", within the epsilon of {epsilon} above" if epsilon else "")
+            + ", and make no records. Where one does better and classification is all that is wanted, publish it.",
+            columns=("Right on real records",),
+            rows=tuple(
+                Row(name=NAMES[k], cells=(cell,)) for k in RIVALS if (cell := percent_cell(accuracy.get(k))) is not None
+            ),
+        ),
+        Panel(
+            title="How close the samples are",
+            intro="Closeness to held-out real records, from 0 to 1 (the same); real records of the same number reach "
+            "what the second column says."
+            if metrics.get("real_fidelity")
+            else "Closeness to held-out real records, from 0 to 1 (the same).",
+            columns=_BESIDE if metrics.get("real_fidelity") else ("Synthetic",),
+            rows=_fidelity(mapping(metrics.get("fidelity")), mapping(metrics.get("real_fidelity"))),
+        ),
+        Panel(
+            title="" if not accuracy else "How close the pictures are",
+            intro="Distances and shares in the features of the network that is named in the brackets; numbers from "
+            "other features, sizes or references cannot be compared with these.",
+            columns=("Value",),
+            rows=_featured(metrics),
+        ),
+    ]
+    return [panel for panel in found if panel.rows]
+
+
+def _accuracy(accuracy: Json) -> tuple[Row, ...]:
+    """A row for each classifier: trained on synthetic, and on real data where that is known."""
+    names = dict.fromkeys(k.removeprefix("real_") for k in accuracy if k not in RIVALS)
+    return tuple(
+        Row(
+            name=NAMES.get(k, k),
+            note="the classifier named beforehand" if k == "cnn" else "",
+            cells=(percent_cell(accuracy.get(k)), percent_cell(accuracy.get(f"real_{k}"))),
+            key=i == 0,
+        )
+        for i, k in enumerate(names)
+    )
+
+
+def _utility(utility: Json) -> tuple[Row, ...]:
+    """A row for each classifier of a table and each of its measures."""
+    rows: list[Row] = []
+    for k in dict.fromkeys(k.removeprefix("real_") for k in utility):
+        mine, theirs = mapping(utility.get(k)), mapping(utility.get(f"real_{k}"))
+        for measure in dict.fromkeys([*mine, *theirs]):
+            cells = (_share_cell(mine.get(measure)), _share_cell(theirs.get(measure)))
+            if any(cells):
+                name = f"{NAMES.get(k, k)}, {_MEASURES.get(measure, measure)}"
+                rows.append(Row(name=name, cells=cells, key=measure == "auc"))
+    return tuple(rows)
+
+
+def _fidelity(fidelity: Json, real: Json) -> tuple[Row, ...]:
+    rows: list[Row] = []
+    for name, value in _flat(fidelity, ()):
+        cells: tuple[Cell | None, ...] = (_share_cell(value),)
+        if real:
+            cells += (_share_cell(real.get(name)),)
+        rows.append(Row(name=name, note=_FIDELITY.get(name, ""), cells=cells))
+    return tuple(rows)
+
+
+def _featured(metrics: Json) -> tuple[Row, ...]:
+    """FID and its like: every metric {"value", "features", ...}, named with its features."""
+    rows: list[Row] = []
+    for name, value in metrics.items():
+        if not isinstance(value, Mapping) or not {"value", "features"} & set(value) or name in ("accuracy", "sizes"):
+            continue
+        notes = [f"{label} {show(value[k])}" for k, label in (("n", "n ="), ("reference", "against")) if k in value]
+        rest = set(value) - {"value", "features", "n", "reference", "low", "high", "mean", "name"}
+        notes += [f"{k} {show(value[k])}" for k in value if k in rest and not isinstance(value[k], Mapping | list)]
+        interval = f"{show(value['low'])} to {show(value['high'])}" if {"low", "high"} <= set(value) else ""
+        short = name.upper() if len(name) <= 3 else name
+        title = short if "[" in name else f"{short}[{value.get('features', '?')}]"
+        rows.append(Row(name=title, note=", ".join(notes), cells=(Cell(text=show(value.get("value")), note=interval),)))
+    return tuple(rows)
+
+
+def others(metrics: Json) -> list[tuple[str, str]]:
+    """What stands in no panel, as pairs (name, value)."""
+    rows: list[tuple[str, str]] = []
+    if (entropy := wording.mean_of(metrics.get("entropy"))) is not None:
+        rows.append(("Label entropy of the samples", f"{entropy:.3f} nats"))
+    if sizes := mapping(metrics.get("sizes")):
+        rows.append(("Records used", show(sizes)))
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cells
+
+
+def percent_cell(value: Any) -> Cell | None:
+    """A share of records, in percent, with its interval."""
+    mean = wording.mean_of(value)
+    if mean is None:
+        return None
+    note = ""
+    if isinstance(value, Mapping):
+        low, high, n = (value.get(k) for k in ("low", "high", "n"))
+        if is_number(low) and is_number(high):
+            note = f"{100 * low:.1f} to {percent(high)}, {n} seeds".replace(" %", "\N{NO-BREAK SPACE}%")
+        elif n:
+            note = f"mean of {n} seeds" if n != 1 else "one seed"
+    return Cell(text=percent(mean), share=_inside(mean), note=note)
+
+
+def _share_cell(value: Any) -> Cell | None:
+    """A score from 0 to 1 as it is; other numbers get no bar."""
+    mean = wording.mean_of(value)
+    if mean is None:
+        return None if value is None else Cell(text=show(value))
+    note = ""
+    if isinstance(value, Mapping) and is_number(value.get("low")) and is_number(value.get("high")):
+        note = f"{value['low']:.3f} to {value['high']:.3f}, {value.get('n')} seeds"
+    return Cell(
+        text=f"{mean:.3f}" if abs(mean) <= 1 else f"{mean:.4g}", share=mean if 0 <= mean <= 1 else None, note=note
+    )
+
+
+def _inside(share: float) -> float:
+    return min(1.0, max(0.0, share))
+
+
+def _flat(value: Any, names: tuple[str, ...]) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping) and "mean" not in value:
+        return [row for k, v in value.items() for row in _flat(v, (*names, str(k)))]
+    return [(" · ".join(names), value)] if names else []
+
+
+def show(value: Any) -> str:
+    """Any JSON value for reading."""
+    if isinstance(value, Mapping):
+        mean = wording.mean_of(value) if "mean" in value else None
+        if mean is not None and is_number(value.get("low")):
+            return f"{mean:.4g} ({show(value['low'])} to {show(value['high'])}, {value.get('n')} seeds)"
+        if mean is not None:
+            return f"{mean:.4g} (mean of {value.get('n')})"
+        return ", ".join(f"{k} {show(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(show, value))
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return wording.number(value)
+
+
+def percent(share: float) -> str:
+    """A share in percent, to a tenth."""
+    return f"{100 * share:.1f} %"
+
+
+def mapping(value: Any) -> Json:
+    """The value, if it is a mapping; else an empty one."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def items(value: Any) -> list[Any]:
+    """The value as a list, if it is one of some kind; else an empty one."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | Mapping) else []
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether the value is a number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def finite(value: Any) -> TypeGuard[float]:
+    """Whether the value is a finite number."""
+    return is_number(value) and math.isfinite(value)
