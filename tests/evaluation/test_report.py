@@ -161,7 +161,7 @@ def test_scores_of_a_table_stand_beside_those_of_real_records(make_run: MakeRun)
         "Gradient boosting, F1 0.800 0.850",
         "total variation 0.900 0.980",
         "0.960 to 0.980, 5 seeds",
-        "KID[lenet]subsets 50 0.030.02 to 0.04",
+        "KID[lenet]kernel distance; 0 is best, subsets 50 0.030.02 to 0.04",
         "joint shares of two columns agree with those of real records to 90 %",
     ):
         assert expected in text, expected

@@ -32,6 +32,15 @@ _FIDELITY: Mapping[str, str] = {
     "CorrelationSimilarity": "pairs of numbers: 1 less half the difference of the correlations",
     "KMarginal": "triples of columns, out of 1,000",
 }
+_PICTURES: Mapping[str, tuple[str, str]] = {
+    "fid": ("FID", "Fréchet distance; 0 is best"),
+    "kid": ("KID", "kernel distance; 0 is best"),
+    "inception_score": ("IS", "sharp and varied; the number of classes is best"),
+    "precision": ("precision", "share of samples that could be real; 1 is best"),
+    "recall": ("recall", "share of real records that could be samples; 1 is best"),
+    "density": ("density", "how typical samples are; 1 is that of real records"),
+    "coverage": ("coverage", "share of real records with a sample near by; 1 is best"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +133,7 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
             columns=_BESIDE if metrics.get("real_fidelity") else ("Synthetic",),
             rows=_fidelity(mapping(metrics.get("fidelity")), mapping(metrics.get("real_fidelity"))),
         ),
-        Panel(
-            title="" if not accuracy else "How close the pictures are",
-            intro="Distances and shares in the features of the network that is named in the brackets; numbers from "
-            "other features, sizes or references cannot be compared with these.",
-            columns=("Value",),
-            rows=_featured(metrics),
-        ),
+        *_featured(metrics),
     ]
     return [panel for panel in found if panel.rows]
 
@@ -172,20 +175,32 @@ def _fidelity(fidelity: Json, real: Json) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _featured(metrics: Json) -> tuple[Row, ...]:
-    """FID and its like: every metric {"value", "features", ...}, named with its features."""
-    rows: list[Row] = []
+def _featured(metrics: Json) -> list[Panel]:
+    """FID and its like, every metric {"value", "features", ...}: a panel for each network and reference."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for name, value in metrics.items():
-        if not isinstance(value, Mapping) or not {"value", "features"} & set(value) or name in ("accuracy", "sizes"):
+        if not isinstance(value, Mapping) or "features" not in value:
             continue
-        notes = [f"{label} {show(value[k])}" for k, label in (("n", "n ="), ("reference", "against")) if k in value]
-        rest = set(value) - {"value", "features", "n", "reference", "low", "high", "mean", "name"}
-        notes += [f"{k} {show(value[k])}" for k in value if k in rest and not isinstance(value[k], Mapping | list)]
+        known = {"value", "features", "n", "reference", "low", "high"}
+        more = ", ".join(f"{k} {show(v)}" for k, v in value.items() if k not in known and not isinstance(v, Mapping))
         interval = f"{show(value['low'])} to {show(value['high'])}" if {"low", "high"} <= set(value) else ""
-        short = name.upper() if len(name) <= 3 else name
-        title = short if "[" in name else f"{short}[{value.get('features', '?')}]"
-        rows.append(Row(name=title, note=", ".join(notes), cells=(Cell(text=show(value.get("value")), note=interval),)))
-    return tuple(rows)
+        cell = Cell(text=show(value.get("value")), note=interval)
+        title, best = _PICTURES.get(name, (name, ""))
+        row = Row(name=f"{title}[{value['features']}]", note=", ".join(filter(None, (best, more))), cells=(cell,))
+        key = (str(value["features"]), show(value.get("n", "")), str(value.get("reference", "")))
+        groups.setdefault(key, []).append(row)
+    return [
+        Panel(
+            title="How close the pictures are",
+            intro=f"Seen through the features of {features}"
+            + (f", {n} records each" if n else "")
+            + (f", against {reference}" if reference else "")
+            + ". Numbers of other features, sizes or references cannot be compared with these.",
+            columns=("Value",),
+            rows=tuple(rows),
+        )
+        for (features, n, reference), rows in groups.items()
+    ]
 
 
 def others(metrics: Json) -> list[tuple[str, str]]:
