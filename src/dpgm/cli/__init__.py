@@ -17,6 +17,7 @@ COMMANDS = {
     "sample": ("afterwards", "draw synthetic records from a finished run"),
     "evaluate": ("afterwards", "train classifiers on the samples, test them on real test records"),
     "reference": ("afterwards", "the same classifiers trained on public real records"),
+    "seeds": ("afterwards", "several runs of one command with different seeds, as means with intervals"),
     "bench": ("bench", "many runs under one protocol, and a leaderboard of them"),
     "report": ("afterwards", "write report.html of a run folder"),
     "schema": ("tables", "draft the public facts of a table, from a public file of the same columns"),

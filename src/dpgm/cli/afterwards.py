@@ -18,6 +18,7 @@ from dpgm.cli.console import Screen, peak_memory_mb
 from dpgm.cli.options import Data, Flat, parse, printable
 from dpgm.data import DataSet
 from dpgm.data.tables import TableSet
+from dpgm.evaluation import seeds
 from dpgm.evaluation.fidelity import open_view, real_view
 from dpgm.evaluation.grid import png, sample_grid
 from dpgm.evaluation.report import write_report
@@ -93,6 +94,21 @@ class _Reference:
     samples: int = 10_000
     classifiers: Classifiers = CLASSIFIERS
     fid_features: Features = "lenet"
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seeds:
+    """What the command takes.
+
+    Attributes:
+        folders: finished runs that differ in nothing but the seed.
+        out: file to write the result to.
+        json: print one JSON object.
+    """
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path | None = None
     json: bool = False
 
 
@@ -183,6 +199,16 @@ def reference_command(words: list[str]) -> int:
     write_json(options.out / RUN, facts)
     write_json(options.out / METRICS, metrics)
     screen.result({**facts, "metrics": metrics}, "not private\n" + "\n".join(score_lines(metrics)))
+    return 0
+
+
+def seeds_command(words: list[str]) -> int:
+    """Sum up runs that differ in the seed."""
+    options = parse("seeds", _Seeds, words, about="Means and 95 % t-intervals over runs that differ in the seed only.")
+    result = seeds.over_seeds(options.folders)
+    if options.out is not None:
+        write_json(options.out, result)
+    Screen(as_json=options.json).result(result, "\n".join(seeds.lines(result)))
     return 0
 
 
