@@ -29,7 +29,7 @@ SMALL = {"steps": 2, "batch": 4, "width": 4, "dim": 16, "latent": 4, "n_steps": 
 
 
 FAST = {"merf", "mepf"}  # the others train for longer: `pytest -m slow`
-TABLES_ONLY = {"mst"}  # tests/methods/test_mst.py
+TABLES_ONLY = {"mst", "dp-logreg"}  # tests/methods/test_mst.py, test_dp_logreg.py
 NAMES = [
     pytest.param(n, marks=pytest.mark.slow) if n not in FAST else n for n in methods.names() if n not in TABLES_ONLY
 ]

@@ -274,6 +274,15 @@ def measure(
     test = data.test()
     odds = None if isinstance(data, TableSet) else model.classify(test["image"])
     read = {} if odds is None else {model.reader: float((odds.argmax(1) == test["label"]).mean())}
+    if not model.generates and isinstance(data, TableSet):
+        from dpgm.evaluation.tables import scores_of
+
+        odds = model.classify(test["table"])
+        assert odds is not None
+        return {
+            "utility": {model.reader: scores_of(odds, data.schema.labels(test["table"]), data.schema)},
+            "sizes": {"test": len(test)},
+        }
     if not model.generates:
         return {"accuracy": read, "sizes": {"test": len(test)}}
     real = public_door(data.train) if is_public(data) else None

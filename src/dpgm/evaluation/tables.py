@@ -156,6 +156,11 @@ def _score(model: Any, x: Table, y: Any, z: Table, truth: Any, schema: TableSche
     p = np.zeros((len(z), schema.n_classes))
     model.fit(x, y)
     p[:, model.classes_] = model.predict_proba(z)
+    return scores_of(p, truth, schema)
+
+
+def scores_of(p: NDArray[Any], truth: NDArray[np.int64], schema: TableSchema) -> Scores:
+    """{`auc`, `f1`, `accuracy`} as in `utility`, of class probabilities [n, k] for records of the classes [n]."""
     guess, present = p.argmax(1), np.unique(truth)
     aucs = [roc_auc_score(truth == c, p[:, c]) for c in present if len(present) > 1]
     if schema.n_classes == 2:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _BUILT_IN = {
     "aim": "dpgm.methods.aim:AIM",
     "dp-cnn": "dpgm.methods.dp_cnn:DPCNN",
+    "dp-logreg": "dpgm.methods.dp_logreg:DPLogReg",
     "dp2vae": "dpgm.methods.vae:DP2VAE",
     "labelled": "dpgm.methods.labelled:Labelled",
     "labeller": "dpgm.methods.labeller:Labeller",

@@ -15,7 +15,7 @@ from dpgm.evaluation.bench.spec import REAL
 Json: TypeAlias = dict[str, Any]
 
 NAME = "leaderboard.html"
-_CLASSIFIERS = ("labeller", "dp-cnn")
+_CLASSIFIERS = ("labeller", "dp-cnn", "dp-logreg")
 """Methods that make no samples: private classifiers trained on real records, a generator's rivals."""
 _SOUND = {"yes": "sound", "fault": "open fault", "refuted": "refuted"}
 

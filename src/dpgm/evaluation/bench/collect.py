@@ -92,7 +92,8 @@ def _judge(metrics: Mapping[str, Any]) -> str:
     if accuracy:
         own = [k for k in accuracy if not k.startswith("real_")]
         return f"accuracy_{'cnn' if 'cnn' in accuracy else own[0] if own else 'real_cnn'}"
-    return f"{'boosting' if 'boosting' in utility else 'real_boosting'}_auc"
+    own = [k for k in utility if not k.startswith("real_")]
+    return f"{'boosting' if 'boosting' in utility else own[0] if own else 'real_boosting'}_auc"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
