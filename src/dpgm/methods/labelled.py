@@ -11,7 +11,8 @@ from typing import ClassVar, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dpgm.methods.base import Ask, Batch, Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
+from dpgm.methods.base import Batch, Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
+from dpgm.methods.composed import part, prefixed, with_prefix
 from dpgm.methods.embedding import DPMERF
 from dpgm.methods.labeller import Labeller, TrainedLabeller
 from dpgm.privacy import accountant
@@ -54,8 +55,8 @@ class Labelled(Method):
         if not self.generator.generates:
             raise SchemaError(f"'{self.generator.name}' draws no records that a labeller could read; name a generator")
         mu = accountant.gaussian_mu(budget)
-        part = accountant.gaussian_epsilon(math.sqrt(self.share) * mu, budget.delta)
-        labels = self.labeller.plan(schema, relation=relation, budget=Budget(epsilon=part, delta=budget.delta))
+        its = accountant.gaussian_epsilon(math.sqrt(self.share) * mu, budget.delta)
+        labels = self.labeller.plan(schema, relation=relation, budget=Budget(epsilon=its, delta=budget.delta))
         [(step, calls)] = labels.items
         rest = accountant.gaussian_epsilon(math.sqrt(1 - self.share) * mu, budget.delta)
         labelling = (step.cost(relation), calls)
@@ -67,7 +68,7 @@ class Labelled(Method):
             details={
                 "generator": dict(plan.details),
                 "generator_epsilon": rest,
-                "labeller_epsilon": part,
+                "labeller_epsilon": its,
                 "labeller_noise_multiplier": labels.details["noise_multiplier"],
             },
             seconds=plan.seconds + labels.seconds,
@@ -103,23 +104,23 @@ class Labelled(Method):
         last = len(plan.items) - 1
         details = cast("Mapping[str, Json]", plan.details["generator"])
         state = resume.state or {}
-        if "labeller.done" in state or _part(state, "released."):
-            out = _part(state, "released.")
+        if "labeller.done" in state or part(state, "released."):
+            out = part(state, "released.")
         else:
             inner = self.generator.talk(
                 dataclasses.replace(plan, items=plan.items[:last], details=details),
                 rng=rng,
-                resume=Resume(used=resume.used, state=_part(state, "generator.") or None),
+                resume=Resume(used=resume.used, state=part(state, "generator.") or None),
             )
-            out = yield from _prefixed(inner, "generator.", {})
-            yield Note(stage="generator", step=1, total=1, state=_with(out, "released."))
+            out = yield from prefixed(inner, "generator.", {})
+            yield Note(stage="generator", step=1, total=1, state=with_prefix(out, "released."))
         talk = self.labeller.talk(
             dataclasses.replace(plan, items=plan.items[last:], details={}),
             rng=rng,
-            resume=Resume(used={0: resume.used.get(last, 0)}, state=_part(state, "labeller.") or None),
+            resume=Resume(used={0: resume.used.get(last, 0)}, state=part(state, "labeller.") or None),
         )
-        trained = yield from _prefixed(talk, "labeller.", _with(out, "released."))
-        return {**_with(out, "generator."), **_with(trained, "labeller.")}
+        trained = yield from prefixed(talk, "labeller.", with_prefix(out, "released."))
+        return {**with_prefix(out, "generator."), **with_prefix(trained, "labeller.")}
 
     def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> LabelledModel:
         """Train the generator; the labeller is finished."""
@@ -131,11 +132,11 @@ class Labelled(Method):
 
     def _inner(self, release: Release) -> Release:
         details = cast("Mapping[str, Json]", release.details["generator"])
-        tensors = _part(release.tensors, "generator.")
+        tensors = part(release.tensors, "generator.")
         return dataclasses.replace(release, method=self.generator, tensors=tensors, details=details)
 
     def _model(self, release: Release, inner: Model) -> LabelledModel:
-        trained = self.labeller.trained(release.schema, _part(release.tensors, "labeller."))
+        trained = self.labeller.trained(release.schema, part(release.tensors, "labeller."))
         return LabelledModel(release, inner, trained, self.mode)
 
 
@@ -181,24 +182,3 @@ class LabelledModel(Model):
 
     def _draw(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
         return self.generator.sample(len(labels), labels=labels, seed=int(rng.integers(2**63)))
-
-
-def _with(tensors: Tensors, prefix: str) -> Tensors:
-    return {prefix + name: value for name, value in tensors.items()}
-
-
-def _part(tensors: Mapping[str, NDArray[np.generic]], prefix: str) -> Tensors:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _prefixed(talk: Talk, prefix: str, kept: Tensors) -> Talk:
-    """`talk`, with `prefix` before the names of its checkpoints and `kept` beside them."""
-    answer = None
-    while True:
-        try:
-            ask: Ask = talk.send(answer)
-        except StopIteration as end:
-            return cast("Tensors", end.value)
-        if isinstance(ask, Note) and ask.state is not None:
-            ask = dataclasses.replace(ask, state={**kept, **_with(ask.state, prefix)})
-        answer = yield ask
