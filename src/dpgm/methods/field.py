@@ -13,24 +13,19 @@ from torch import Tensor
 
 from dpgm.mechanisms.moments import unpack
 from dpgm.methods.base import Batch, Model, Release, Tensors
-from dpgm.methods.laws import Array, Moments, class_laws, public_cells, shrink_covariance, shrink_means
+from dpgm.methods.laws import Array, Moments, class_laws, public_cells, shrink_means
 from dpgm.nets.coordinates import Coordinates
 from dpgm.privacy.mechanism import Json
 from dpgm.samplers import Kernel, hmc, run, tune_step_size
 
 SECOND_WEIGHT, COUNT_WEIGHT = 3.0, 0.3
-_RADIUS = {"means": 10.0, "spreads": 7.0, "cells": 5.6, "axes": 5.6}
-_LOW = 12.0
+COUNT_SHARE = 0.1
+_RADIUS = {"means": 10.0, "spreads": 7.0, "cells": 5.6}
 
 
 def radius(stage: str, numbers: int) -> float:
     """Clipping norm of a stage for images of `numbers` values: set at 28 x 28, growing with the square root."""
     return _RADIUS[stage] * math.sqrt(numbers / 784)
-
-
-def kept_coordinates(coordinates: Coordinates, *, pure: bool) -> NDArray[np.bool_]:
-    """Coordinates that are asked about [dim]: all, or the lowest where pure noise would drown the others."""
-    return coordinates.frequency <= (_LOW if pure else np.inf)
 
 
 def public_scale(frequency: Array) -> Array:
@@ -89,9 +84,7 @@ class Fit:
     ) -> None:
         self._answers, self._details, self._classes, self._centre = answers, details, n_classes, centre
         self._pure = bool(details["pure"])
-        self._kept = kept_coordinates(coordinates, pure=self._pure)
-        self._full = coordinates.frequency
-        self._frequency = coordinates.frequency[self._kept]
+        self._frequency = coordinates.frequency
         self._scale = public_scale(self._frequency)
         self._prior = (1 + self._frequency / 2) ** -2 / self._scale**2
 
@@ -103,31 +96,9 @@ class Fit:
     def _classwise(self) -> tuple[Array, Array, Array]:
         """Means, what is uncertain about them, and covariances of the classes."""
         second = self._moments("spreads")
-        if self._pure:
-            return self._few_directions(second)
         both = self.first_means() + second.means
         means, uncertain = shrink_means(both, second.mean_std, self._frequency)
         return means, uncertain, class_laws(second, self._prior, groups=self._classes, uncertain=uncertain)
-
-    def axes(self, n: int) -> Array:
-        """The `n` widest directions [d, n] of the pooled spread."""
-        pooled = class_laws(self._moments("spreads"), self._prior, groups=1, uncertain=np.zeros((1, len(self._prior))))
-        return np.linalg.eigh(pooled[0])[1][:, ::-1][:, :n]
-
-    def _few_directions(self, pooled: Moments) -> tuple[Array, Array, Array]:
-        """One pooled covariance, replaced for each class inside the released directions."""
-        m = self._moments("means")
-        means, uncertain = shrink_means(m.means, m.mean_std, self._frequency)
-        base = class_laws(pooled, self._prior, groups=1, uncertain=np.zeros((1, len(self._prior))))[0]
-        out = base + uncertain[:, :, None] * np.eye(len(base))
-        if "axes" in self._answers:
-            basis = np.asarray(self._answers["basis"], np.float64)
-            own, inside = self._moments("axes"), basis.T @ base @ basis
-            assert own.seconds is not None
-            for k in np.flatnonzero(own.certain):
-                law = shrink_covariance(own.seconds[k], float(own.second_std[k]), float(own.counts[k]), inside)
-                out[k] += basis @ (law - inside) @ basis.T
-        return means, uncertain, out
 
     def public_centres(self, rng: np.random.Generator) -> Array:
         """Centres [k, per, d] of public cells about the first class means."""
@@ -135,7 +106,7 @@ class Fit:
         return np.stack([public_cells(c, per, rng=rng) for c in self._classwise()[2]])
 
     def laws(self) -> tuple[Array, Array, Array]:
-        """Weights [k, per], means [k, per, dim] and covariances [k, per, dim, dim] in all coordinates."""
+        """Weights [k, per], means [k, per, dim] and covariances [k, per, dim, dim] of coordinates."""
         means, _, covariances = self._classwise()
         weights = np.ones((self._classes, 1))
         means, covariances = means[:, None], covariances[:, None]
@@ -161,13 +132,16 @@ class Fit:
             means = self.first_means()[:, None] + centres + inner.reshape(self._classes, per, d)
             weights = (cells.counts * cells.certain).reshape(self._classes, per)
             weights[weights.sum(1) == 0] = 1.0
-        return weights / weights.sum(1, keepdims=True), *self._embedded(means, covariances)
+        means = self._centre + means * self._scale
+        return weights / weights.sum(1, keepdims=True), means, covariances * np.outer(self._scale, self._scale)
 
     def _moments(self, stage: str) -> Moments:
         """One noisy answer, divided by its own noisy counts."""
         answer = np.asarray(self._answers[stage], np.float64)
         std, reach = float(self._details["noise_std"][stage]), float(self._details["radius"][stage])
-        d = np.asarray(self._answers["basis"]).shape[1] if stage == "axes" else len(self._frequency)
+        d = len(self._frequency)
+        if self._pure and stage == "spreads":
+            return self._scattered(answer, std, reach)
         least = max(1.0, 2 * std / COUNT_WEIGHT)
         counts = np.maximum(answer[:, -1] / COUNT_WEIGHT, least)
         seconds = None
@@ -182,18 +156,20 @@ class Fit:
             certain=counts > least,
         )
 
-    def _embedded(self, means: Array, covariances: Array) -> tuple[Array, Array]:
-        """Laws in unscaled coordinates; those that nobody asked about get mean 0 and half the usual variance."""
-        usual = (1 + self._full / 2) ** -2.0
-        known = (np.diagonal(covariances, axis1=2, axis2=3) * self._scale**2).mean((0, 1)).sum()
-        fill = 0.5 * usual * known / usual[self._kept].sum()
-        dim, at = len(self._full), np.flatnonzero(self._kept)
-        wide_means = np.zeros((*means.shape[:2], dim)) + self._centre
-        wide_means[:, :, at] += means * self._scale
-        wide = np.zeros((*means.shape[:2], dim, dim))
-        wide[:, :, np.arange(dim), np.arange(dim)] = fill
-        wide[:, :, at[:, None], at] = covariances * np.outer(self._scale, self._scale)
-        return wide_means, wide
+    def _scattered(self, answer: Array, std: float, reach: float) -> Moments:
+        """The same from matrices that hold second moments, means and counts; `std` is that of a diagonal entry."""
+        every, a = unpack(answer, len(self._frequency) + 1), COUNT_SHARE
+        least = max(1.0, 2 * std / a)
+        counts = np.maximum(every[:, -1, -1] / a, least)
+        mean, second = reach / math.sqrt(a * (1 - a)) / counts, reach**2 / (1 - a) / counts
+        return Moments(
+            counts=counts,
+            means=every[:, :-1, -1] * mean[:, None],
+            seconds=every[:, :-1, :-1] * second[:, None, None],
+            mean_std=std / math.sqrt(2) * mean,
+            second_std=std * second,
+            certain=counts > least,
+        )
 
 
 class FieldModel(Model):

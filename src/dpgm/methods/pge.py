@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +18,22 @@ from numpy.typing import NDArray
 from dpgm.mechanisms.cells import AboutCentres, CellKNorm, CellMoments
 from dpgm.mechanisms.noise import Gaussian
 from dpgm.mechanisms.perturbed import SOURCE
-from dpgm.methods.base import Method, Note, OnNote, Plan, Release, Resume, Talk, Tensors
+from dpgm.mechanisms.scatter import CellScatter, MatrixLaplace
+from dpgm.methods.base import Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
+from dpgm.methods.denoising import BY_GRADIENTS, Denoising
 from dpgm.methods.field import (
+    COUNT_SHARE,
     COUNT_WEIGHT,
     SECOND_WEIGHT,
     Appearance,
     FieldModel,
     Fit,
-    kept_coordinates,
     public_centre,
     public_scale,
     radius,
 )
 from dpgm.methods.laws import Array
-from dpgm.methods.published_pge import AS_PRINTED, NetworkField, Published
+from dpgm.methods.published_pge import AS_PRINTED, Published
 from dpgm.nets.coordinates import Coordinates
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Relation, Source
@@ -42,13 +43,9 @@ from dpgm.schema import Schema, SchemaError
 _SHARES: dict[str, dict[str, float]] = {
     "one": {"means": 0.12, "spreads": 0.88},
     "several": {"means": 0.06, "spreads": 0.34, "cells": 0.6},
-    "pure": {"means": 0.35, "spreads": 0.4, "axes": 0.25},
+    "pure": {"means": 0.2, "spreads": 0.8},
 }
 """Parts of mu^2 (of epsilon where delta is 0) that the stages get."""
-AXES = 10
-"""Widest directions in which classes are told apart by their spread under pure privacy."""
-
-
 _LOOKS = {
     "strokes": Appearance(grey=0.13, upright=True, temperature=4.0, wobble=1.0, contrast=1.5, detail=0.0),
     "texture": Appearance(grey=0.3, upright=False, temperature=2.5, wobble=0.0, contrast=1.0, detail=1.0),
@@ -61,11 +58,10 @@ class PGE(Method):
 
     The score of class c is s_c(z) = grad log sum_k w_ck N(z; m_ck, temperature S_ck) in cosine coordinates z of the
     image. Releases: class counts and means; then counts, means and second moments about the released means; with
-    several components, the same once more for public cells around the released Gaussians. With delta = 0 the spread is
-    released for all classes together, and class by class in its ten widest directions only.
+    several components, the same once more for public cells around the released Gaussians.
 
-    **Guarantee**: two or three Gaussian releases (l2 K-norm for each class if delta = 0), composed;
-    docs/proofs/cell-moments.md.
+    **Guarantee**: two or three Gaussian releases, composed (docs/proofs/cell-moments.md); with delta = 0 an l2 K-norm
+    release of the means and a matrix Laplace release of the rest (docs/proofs/matrix-laplace.md).
     **Source**: Liu et al. 2024 for the idea (estimate the private gradient, sample by Hamiltonian dynamics).
     **Differs from the paper**: the paper perturbs projection vectors that do not depend on the data while raw records
     enter its loss, so its theorem gives no privacy. Here the statistics that determine the score are released with
@@ -74,8 +70,11 @@ class PGE(Method):
     With `privacy="published"` the paper's own training runs instead. Its evidence is REFUTED (mechanisms/perturbed.py);
     it runs only when that is allowed, with the options in `published`.
 
+    With `privacy="dp-sgd"` a network learns the score for all noise levels from clipped gradients, starting from draws
+    of the one-shot field; its options stand in `denoising`.
+
     Attributes:
-        privacy: "one-shot" (sound) or "published" (refuted).
+        privacy: "one-shot" and "dp-sgd" (sound) or "published" (refuted).
         picture: "strokes" for handwriting and line drawings: each record is set upright by its own slant, and samples
             get a public random slant, turn, stretch and bend; "texture" for anything else. A public declaration.
         components: Gaussians a class; None takes 8 where mu of the whole budget is 1 or more, and 1 below;
@@ -86,10 +85,11 @@ class PGE(Method):
         wobble: strength of the random distortion of finished pictures, 0 or more; None follows `picture`.
         rounds: rounds of Hamiltonian dynamics, each ended by a Metropolis step.
         n_leapfrog: leapfrog steps in a round.
-        published: options of the published form; all others belong to the sound one.
+        denoising: options of the form by DP-SGD.
+        published: options of the published form; all others belong to the sound ones.
     """
 
-    privacy: Literal["one-shot", "published"] = "one-shot"
+    privacy: Literal["one-shot", "dp-sgd", "published"] = "one-shot"
     picture: Literal["strokes", "texture"] = "texture"
     components: int | None = None
     block: int = 10
@@ -97,11 +97,14 @@ class PGE(Method):
     wobble: float | None = None
     rounds: int = 12
     n_leapfrog: int = 6
+    denoising: Denoising = BY_GRADIENTS
     published: Published = AS_PRINTED
 
     name: ClassVar[str] = "pge"
     sources: ClassVar[tuple[Source, ...]] = (SOURCE,)
-    free: ClassVar[frozenset[str]] = frozenset({"temperature", "wobble", "rounds", "n_leapfrog", "published"})
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"temperature", "wobble", "rounds", "n_leapfrog", "denoising", "published"}
+    )
 
     # ------------------------------------------------------------------------------------------------ private half
 
@@ -119,31 +122,45 @@ class PGE(Method):
         """The releases, each with the smallest noise that its share of the budget allows."""
         if self.privacy == "published":
             return self.published.plan(schema, relation=relation, budget=budget)
+        if self.privacy == "dp-sgd":
+            return self.denoising.plan(schema, relation=relation, budget=budget, field=self._one_shot())
         self._check()
         pure = budget.delta == 0
         strength = budget.epsilon if pure else accountant.gaussian_mu(budget)
         components = 1 if pure else self.components or (8 if strength >= 1 else 1)
-        kept = kept_coordinates(self.coordinates(schema), pure=pure)
+        dim, numbers = self.coordinates(schema).dim, math.prod(schema.shape)
+        moved = 1 if relation is Relation.ADD_REMOVE else 2
         items: list[tuple[Mechanism[Array], int]] = []
         noise: dict[str, float] = {}
         for stage, share in _SHARES["pure" if pure else "one" if components == 1 else "several"].items():
-            pooled = pure and stage == "spreads"
+            name = f"pge-{stage}"
+            if pure and stage == "spreads":
+                scatter = CellScatter(
+                    look=None,
+                    dim=dim,
+                    n_cells=schema.n_classes,
+                    radius=radius(stage, numbers),
+                    count_share=COUNT_SHARE,
+                )
+                scale = moved / (share * strength) * (1 + 1e-9)
+                items.append((MatrixLaplace(query=scatter, scale=scale, name=name), 1))
+                noise[stage] = scale * math.sqrt(scatter.side + 1)
+                continue
             query = CellMoments(
                 look=None,
-                dim=min(AXES, int(kept.sum())) if stage == "axes" else int(kept.sum()),
-                n_cells=1 if pooled else schema.n_classes * (components if stage == "cells" else 1),
-                radius=radius(stage, math.prod(schema.shape)),
+                dim=dim,
+                n_cells=schema.n_classes * (components if stage == "cells" else 1),
+                radius=radius(stage, numbers),
                 second_weight=0.0 if stage == "means" else SECOND_WEIGHT,
                 count_weight=COUNT_WEIGHT,
             )
             if pure:
-                moved = query.sensitivity(Relation.ADD_REMOVE) * (1 if relation is Relation.ADD_REMOVE else 2)
-                scale = moved / (share * strength) * (1 + 1e-9)
-                items.append((CellKNorm(query=query, scale=scale, name=f"pge-{stage}"), 1))
+                scale = moved * query.sensitivity(Relation.ADD_REMOVE) / (share * strength) * (1 + 1e-9)
+                items.append((CellKNorm(query=query, scale=scale, name=name), 1))
                 noise[stage] = scale * math.sqrt(query.shape[1] + 1)  # |Z|^2 is D (D + 1) scale^2 on average
             else:
                 noise[stage] = query.sensitivity(relation) / (math.sqrt(share) * strength) * (1 + 1e-9)
-                items.append((Gaussian(query=query, noise_std=noise[stage], name=f"pge-{stage}"), 1))
+                items.append((Gaussian(query=query, noise_std=noise[stage], name=name), 1))
         return Plan(
             schema=schema,
             relation=relation,
@@ -151,58 +168,54 @@ class PGE(Method):
             items=tuple(items),
             details={
                 "noise_std": dict(noise),
-                "radius": {stage: radius(stage, math.prod(schema.shape)) for stage in noise},
+                "radius": {stage: radius(stage, numbers) for stage in noise},
                 "components": components,
-                "coordinates": int(kept.sum()),
+                "coordinates": dim,
                 "pure": pure,
             },
             seconds=5 + 3e-7 * (schema.size or 0) * math.prod(schema.shape),
-            memory_mb=600 + 8e-6 * schema.n_classes * components * 6 * int(kept.sum()) ** 2,
+            memory_mb=600 + 8e-6 * schema.n_classes * components * 6 * dim**2,
         )
 
     def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
         """Means; second moments about them; then those of public cells, or of the classes in few directions."""
         if self.privacy == "published":
             return (yield from self.published.talk(plan, rng=rng, resume=resume))
+        if self.privacy == "dp-sgd":
+            return (yield from self.denoising.talk(plan, rng=rng, resume=resume, field=self._one_shot()))
         got: Tensors = dict(resume.state or {})
         coordinates = self.coordinates(plan.schema)
-        pure = plan.budget.delta == 0
-        kept = kept_coordinates(coordinates, pure=pure)
-        scale = public_scale(coordinates.frequency[kept])
+        scale = public_scale(coordinates.frequency)
         centre = public_centre(coordinates, _LOOKS[self.picture].grey)
         fit = Fit(coordinates, centre, plan.schema.n_classes, got, plan.details)
 
         def encoder(images: NDArray[np.uint8]) -> Array:
-            return (coordinates.encode(images) - centre)[:, kept] / scale
-
-        def projected(basis: Array, images: NDArray[np.uint8]) -> Array:
-            return encoder(images) @ basis
+            return (coordinates.encode(images) - centre) / scale
 
         for i, (mechanism, _) in enumerate(plan.items):
-            assert isinstance(mechanism, Gaussian | CellKNorm)
-            assert isinstance(mechanism.query, CellMoments)
+            assert isinstance(mechanism, Gaussian | CellKNorm | MatrixLaplace)
+            query: Any = mechanism.query
             stage = mechanism.name.removeprefix("pge-")
             if stage in got:
                 continue
             look = AboutCentres(encoder=encoder)
             if stage != "means":
-                look = replace(look, means=fit.first_means(), pooled=pure and stage == "spreads")
+                look = replace(look, means=fit.first_means())
             if stage == "cells":
                 got["centres"] = fit.public_centres(rng)
                 look = replace(look, centres=got["centres"])
-            if stage == "axes":
-                basis = got["basis"] = fit.axes(mechanism.query.dim)
-                look = AboutCentres(encoder=partial(projected, basis), means=fit.first_means() @ basis)
-            got[stage] = yield replace(mechanism, query=replace(mechanism.query, look=look))
+            got[stage] = yield replace(mechanism, query=replace(query, look=look))
             yield Note(stage=stage, step=i + 1, total=len(plan.items), state=dict(got))
         return got
 
     # --------------------------------------------------------------------------------------------------- free half
 
-    def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> FieldModel | NetworkField:
+    def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> Model:
         """Shrink the moments to laws, and tune the step size of the dynamics."""
         if self.privacy == "published":
             return self.published.train(release, seed=seed, on_note=on_note)
+        if self.privacy == "dp-sgd":
+            return self.denoising.train(release, seed=seed, on_note=on_note)
         coordinates = self.coordinates(release.schema)
         centre = public_centre(coordinates, _LOOKS[self.picture].grey)
         fit = Fit(coordinates, centre, release.schema.n_classes, release.tensors, release.details)
@@ -215,17 +228,24 @@ class PGE(Method):
         model = self._field(release, {**tensors, "step_size": np.array([0.3], np.float32)})
         return self._field(release, {**tensors, "step_size": np.array([model.tuned(seed)], np.float32)})
 
-    def restore(self, release: Release, tensors: Tensors) -> FieldModel | NetworkField:
+    def restore(self, release: Release, tensors: Tensors) -> Model:
         """The field from its laws, or from the network's weights."""
         if self.privacy == "published":
             return self.published.restore(release, tensors)
+        if self.privacy == "dp-sgd":
+            return self.denoising.restore(release, tensors)
         return self._field(release, tensors)
 
     def retrained(self, other: Method) -> Self:
         """`other`, if it differs from this method in free options only; so for the published form's options."""
         if self.privacy == "published" and isinstance(other, PGE):
             self.published.retrained(other.published)
+        if self.privacy == "dp-sgd" and isinstance(other, PGE):
+            self.denoising.retrained(other.denoising)
         return super().retrained(other)
+
+    def _one_shot(self) -> PGE:
+        return replace(self, privacy="one-shot")
 
     def _field(self, release: Release, tensors: Tensors) -> FieldModel:
         look = _LOOKS[self.picture]

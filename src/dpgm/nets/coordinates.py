@@ -133,7 +133,9 @@ class Coordinates:
         down, across = np.arange(self.height)[:, None], np.arange(self.width)
         std = (np.maximum(down + across, 1) ** (-_DECAY / 2))[None, None]
         std = std * ((down >= len(self._rows)) | (across >= len(self._columns)))
-        free = rng.normal(size=(len(detail), self.channels, self.height, self.width)) * std * detail[:, None, None, None]
+        free = (
+            rng.normal(size=(len(detail), self.channels, self.height, self.width)) * std * detail[:, None, None, None]
+        )
         every, wide = _cosines(self.height), _cosines(self.width)
         return np.einsum("nkab,ah,bw,kc->nchw", free, every, wide, self._colours, optimize=True)
 

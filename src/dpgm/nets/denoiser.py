@@ -43,8 +43,8 @@ class Denoiser(nn.Module):
 
     No layer couples the records of a batch.
 
-    **Source**: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", table 1, for c_skip,
-    c_out and c_in.
+    **Source**: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", table 1, for
+    c_skip, c_out and c_in.
     **Differs from the paper**: the net is small, without attention and dropout.
 
     Args:
@@ -103,8 +103,8 @@ def denoising_loss(net: nn.Module, x: Tensor, noise: Tensor, sigma: Tensor, y: T
 def sliced_loss(net: nn.Module, x: Tensor, noise: Tensor, sigma: Tensor, y: Tensor, v: Tensor) -> Tensor:
     """Sliced score matching at noise level sigma, per pixel and times sigma^2, by a central difference [b].
 
-    sigma^2 (v^T (s(z + h v) - s(z - h v)) / 2 h + |s(z)|^2 / 2) / d with z = x + sigma noise, s(z) = (D(z) - z) / sigma^2,
-    h = sigma / 10, and |s(z)|^2 taken as the inner product of s at both ends, so that two evaluations do.
+    sigma^2 (v^T (s(z + h v) - s(z - h v)) / 2 h + |s(z)|^2 / 2) / d with z = x + sigma noise, h = sigma / 10,
+    s(z) = (D(z) - z) / sigma^2, and |s(z)|^2 taken as the inner product of s at both ends, so that two evaluations do.
 
     Args:
         net: the denoiser.
