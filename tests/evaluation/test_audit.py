@@ -27,6 +27,7 @@ from dpgm.mechanisms.noise import DiscreteGaussian, Gaussian, KNorm, Laplace
 from dpgm.mechanisms.per_record import clipped_gradient_sum
 from dpgm.mechanisms.projection import NoisyRecords, SlicedProjection
 from dpgm.mechanisms.queries import ClippedSum, Histogram
+from dpgm.mechanisms.scatter import CellScatter, MatrixLaplace
 from dpgm.mechanisms.tables import Cells, Marginals
 from dpgm.methods.embedding import DPMERF
 from dpgm.methods.vae import DP2VAE
@@ -84,6 +85,14 @@ OTHERS: dict[str, tuple[Any, Relation, float]] = {
     "laplace": (Laplace(query=COUNTS, scale=1.0), ADD, 0.5),
     "k-norm": (KNorm(query=SUM, scale=1.0), ADD, 0.2),
     "cell k-norm": (CellKNorm(query=QUERIES["cell moments"], scale=1.0), ADD, 0.2),
+    "matrix laplace": (
+        MatrixLaplace(
+            query=CellScatter(look=lambda r: (r["label"], r["x"]), dim=3, n_cells=2, radius=1.0, count_share=0.5),
+            scale=1.0,
+        ),
+        ADD,
+        0.2,
+    ),
     "discrete gaussian": (DiscreteGaussian(query=Histogram(column="c", bins=2), sigma=1.0), ADD, 0.2),
     "slices": (SlicedProjection(vectors=x_of, dim=3, noise_std=2.0, slices=2, slice_dim=2), REPLACE, 0.2),
     "noisy records": (NoisyRecords(vectors=x_of, dim=3, noise_std=2.0), REPLACE, 0.2),
@@ -99,7 +108,7 @@ def test_other_mechanisms_stand_and_less_noise_falls(name: str):
     pair = (data(FAR), data((-9.0, 0.0, 0.0))) if relation is REPLACE else (data(ZERO, FAR), data(ZERO))
     terms: dict[str, Any] = {
         "relation": relation,
-        "delta": 0.0 if name in ("laplace", "k-norm", "cell k-norm") else 1e-5,
+        "delta": 0.0 if name in ("laplace", "k-norm", "cell k-norm", "matrix laplace") else 1e-5,
         "calls": 20 if "gradient" in name else 1,
         "trials": 20_000 if name == "laplace" or "gradient" in name else 1_000,
         "confidence": SURE,

@@ -148,7 +148,7 @@ def test_the_likelihood_ratio_stays_below_the_price():
     assert max(map(abs, ratios)) <= price.epsilon * (1 + 1e-12)
 
 
-def test_a_look_at_images_centres_sorts_and_pools():
+def test_a_look_at_images_centres_and_sorts():
     images = np.zeros((4, 2, 2, 1), np.uint8)
     images[:, 0, 0, 0] = [10, 20, 90, 100]
     rows = Rows(image=images, label=np.array([0, 0, 1, 1]))
@@ -161,7 +161,6 @@ def test_a_look_at_images_centres_sorts_and_pools():
     for look, cells, values in (
         (AboutCentres(encoder=encoder), [0, 0, 1, 1], [10, 20, 90, 100]),
         (AboutCentres(encoder=encoder, means=means), [0, 0, 1, 1], [-5, 5, -5, 5]),
-        (AboutCentres(encoder=encoder, means=means, pooled=True), [0, 0, 0, 0], [-5, 5, -5, 5]),
         (AboutCentres(encoder=encoder, means=means, centres=centres), [0, 1, 2, 3], [-1, 1, -1, 1]),
     ):
         got_cells, got = look(rows)

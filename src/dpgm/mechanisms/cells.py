@@ -34,13 +34,11 @@ class AboutCentres:
         means: released class means [k, dim] that are subtracted; None subtracts nothing.
         centres: public centres [k, m, dim] about those means; the cell is the nearest one of the record's class,
             counted through all classes, and the vector is taken about it. None makes the class the cell.
-        pooled: put all records into cell 0.
     """
 
     encoder: Callable[[NDArray[np.uint8]], Array]
     means: Array | None = None
     centres: Array | None = None
-    pooled: bool = False
 
     def __call__(self, rows: Rows) -> tuple[NDArray[Any], Array]:
         """Cells [b] and vectors [b, dim]."""
@@ -50,8 +48,6 @@ class AboutCentres:
         v = self.encoder(full)[: len(images)]
         if self.means is not None:
             v = v - self.means[label]
-        if self.pooled:
-            return np.zeros_like(label), v
         if self.centres is None:
             return label, v
         nearest = ((v[:, None, :] - self.centres[label]) ** 2).sum(2).argmin(1)

@@ -22,7 +22,7 @@ _SLANT_WEIGHT = 1.5
 _FINE = 2
 _DECAY = 2.5
 """Variances of pictures fall about as this power of the frequency."""
-_RIM = 0.8
+_RIM = 5
 
 
 class Coordinates:
@@ -124,7 +124,7 @@ class Coordinates:
         """The outermost coordinates of the block [dim], bool, and what their variances are at frequency 1 [dim]."""
         rows, columns = len(self._rows), len(self._columns)
         down, across = np.divmod(np.arange(rows * columns), columns)
-        rim = np.maximum(down / rows, across / columns) >= _RIM
+        rim = (down >= rows - max(1, rows // _RIM)) | (across >= columns - max(1, columns // _RIM))
         at = np.concatenate([np.tile(rim, self.channels), np.zeros(int(self.upright), bool)])
         return at, np.maximum(self.frequency, 1) ** -_DECAY
 
