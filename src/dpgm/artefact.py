@@ -33,6 +33,7 @@ TABLE = "samples.csv"
 SCHEMA = "schema.json"
 """Bounds that were paid for complete a schema; this file keeps it."""
 METRICS, TRAINING, CHECKPOINT, REPORT = "metrics.json", "training.json", "checkpoint.safetensors", "report.html"
+AUDIT = "audit.json"
 _KEY = "dpgm"
 
 

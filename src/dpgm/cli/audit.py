@@ -1,23 +1,29 @@
-"""The command `audit`: attacks on what a method, a published mechanism or a broken twin claims."""
+"""The command `audit`: attacks on what a method, a published mechanism, a broken twin or a finished run claims."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from dpgm import methods
+from dpgm.artefact import RUN
 from dpgm.cli.console import Screen
 from dpgm.cli.options import RELATIONS, parse
-from dpgm.evaluation.audit import TWINS, Audit, audit_method, one_step, tie
+from dpgm.evaluation.audit import TWINS, Audit, audit_canaries, audit_method, one_step, suite, tie, trained
+from dpgm.evaluation.audit.canaries import FAULTS
+from dpgm.evaluation.audit.suite import BRISK, Job, outcome
 from dpgm.methods.base import Method
 from dpgm.privacy.guarantee import Budget, Evidence
 from dpgm.schema import SchemaError
 
 BEATEN = 5
-"""Exit code: something proved was beaten, so there is a fault in a proof or in the code."""
+"""Exit code: something proved was beaten, a folder contradicts itself, or a broken twin got away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,24 +31,35 @@ class _Audit:
     """What the command takes.
 
     Attributes:
-        name: a method (every mechanism of its plan is audited, on tiny pictures), "twins" for all broken twins, or the
-            name of one of them.
+        name: a method (every mechanism of its plan is audited, on tiny pictures), the folder of a finished run, "twins"
+            for all broken twins or the name of one of them, or "all" for everything there is.
         privacy: the method's form, where it has several; "published" runs the counterexample to the paper's.
+        kind: "mechanism" draws every mechanism many times; "canary" trains and guesses which canaries took part (DP-SGD:
+            once, beside its broken twins; pge published: many small networks).
         epsilon: privacy loss claimed; by default 1, and 0.2 for the published form of pge.
         delta: slack.
         relation: which data sets are neighbours; twins and counterexamples have their own.
         trials: runs on each of two neighbouring data sets, at most.
+        canaries: canaries in a run.
+        runs: runs with canaries.
         weakest: look for the weakest broken twin of each mechanism that the runs catch.
+        quick: with "all", only what takes seconds.
+        jobs: with "all", processes at work.
         json: print one JSON object.
     """
 
     name: tyro.conf.Positional[str]
     privacy: str | None = None
+    kind: Literal["mechanism", "canary"] | None = None
     epsilon: float | None = None
     delta: float = 1e-5
     relation: Literal["add-remove", "replace"] = "add-remove"
     trials: int | None = None
+    canaries: int | None = None
+    runs: int = 1
     weakest: bool = True
+    quick: bool = False
+    jobs: int = 1
     json: bool = False
 
 
@@ -50,12 +67,21 @@ def audit_command(words: list[str]) -> int:
     """Attack a claim.
 
     Returns:
-        0 nothing proved was beaten; 5 something proved was.
+        0 all came out as it must; 5 something did not.
     """
+    if words and (Path(words[0]) / RUN).is_file():
+        from dpgm.cli.audit_folder import audit_folder
+
+        stands, text, value, screen = audit_folder(words)
+        closing = "Nothing contradicts the promise. That is no proof." if stands else "THE PROMISE DOES NOT STAND."
+        screen.result(value, f"{text}\n\n{closing} {value['seconds']:.0f} s.")
+        return 0 if stands else BEATEN
     options = parse("audit", _Audit, words, about="Attack a claimed epsilon. An audit can refute; it cannot confirm.")
     if options.trials is not None and options.trials < 2:
         raise SchemaError(f"trials is {options.trials}; allowed is 2 or more, usually 1,000 to 1,000,000")
     screen = Screen(as_json=options.json)
+    if options.name == "all":
+        return _everything(options, screen)
     with screen.stage("audit"):
         found = _audits(options)
     seconds = screen.seconds["audit"]
@@ -75,6 +101,10 @@ def _summary(found: list[Audit], fallen: list[Audit]) -> str:
     return f"{count}, {beaten} beaten, nothing proved among them. Not beaten is no proof."
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# One thing
+
+
 def _audits(options: _Audit) -> list[Audit]:
     trials: dict[str, Any] = {} if options.trials is None else {"trials": options.trials}
     epsilon = 1.0 if options.epsilon is None else options.epsilon
@@ -83,25 +113,102 @@ def _audits(options: _Audit) -> list[Audit]:
         chosen = TWINS.values() if options.name == "twins" else [TWINS[options.name]]
         return [a for twin in chosen for a in twin(budget, **trials)]
     published = options.privacy == "published"
+    canary = options.kind == "canary" or (options.kind is None and options.canaries is not None)
     if options.name == "pge" and published:
-        return [one_step(epsilon=0.2 if options.epsilon is None else epsilon, **trials)]
+        claimed = 0.2 if options.epsilon is None else epsilon
+        return [trained(epsilon=claimed, **trials) if canary else one_step(epsilon=claimed, **trials)]
+    method = _method(options.name, options.privacy)
+    if canary:
+        return _canaries(method, options, budget)
     attack: list[Audit] = []
     if options.name == "dp2vae" and options.privacy in (None, "published", "local"):
         attack = [tie("published" if published else "local", epsilon=epsilon, delta=options.delta, **trials)]
-    method = _method(options.name, options.privacy)
     relation = RELATIONS[options.relation]
     weakest = options.weakest and not published
     return [*attack, *audit_method(method, budget=budget, relation=relation, weakest=weakest, **trials)]
+
+
+def _canaries(method: Method, options: _Audit, budget: Budget) -> list[Audit]:
+    """The method, and its broken twins under the same attack."""
+    method = dataclasses.replace(method, **BRISK.get(method.name, {}))
+    terms: dict[str, Any] = {"budget": budget, "canaries": options.canaries or 500, "runs": options.runs}
+    found = [audit_canaries(method, weakest=options.weakest, **terms)]
+    for fault, broken in FAULTS.items():
+        found.append(audit_canaries(method, broken=broken, fault=fault, weakest=False, **terms))
+    return found
 
 
 def _method(name: str, privacy: str | None) -> Method:
     try:
         kind = methods.get(name)
     except KeyError as error:
-        known = ", ".join([*methods.names(), "twins", *TWINS])
-        raise SchemaError(f"there is nothing called '{name}' to audit; there are {known}") from error
+        known = ", ".join([*methods.names(), "twins", *TWINS, "all"])
+        raise SchemaError(
+            f"there is nothing called '{name}' to audit, and no finished run; there are {known}"
+        ) from error
     if privacy is None:
         return kind()
     if "privacy" not in {f.name for f in dataclasses.fields(kind)}:
         raise SchemaError(f"method '{name}' has one form only; leave --privacy out")
     return kind.from_json({"privacy": privacy})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Everything
+
+
+def _everything(options: _Audit, screen: Screen) -> int:
+    """Every audit there is, a line each."""
+    jobs = suite(quick=options.quick)
+    lines: list[str] = []
+    values: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    with screen.stage("audit"):
+        for job, audits, seconds in _worked(jobs, quick=options.quick, processes=options.jobs):
+            for audit in audits:
+                result = outcome(audit)
+                wrong += [audit.name] * (result != "as it must be")
+                lines.append(_line(audit, result))
+                values.append({"job": job, "outcome": result, **audit.to_json()})
+            screen.say(f"{job}: {len(audits) or 'no such promise is made,'} audits, {seconds:.0f} s")
+    total = screen.seconds["audit"]
+    beaten = sum(v["beaten"] for v in values)
+    closing = f"{len(values)} audits, {beaten} beaten; "
+    closing += (
+        f"NOT AS IT MUST BE: {', '.join(wrong)}." if wrong else "each came out as it must. Not beaten is no proof."
+    )
+    header = f"{'claim':>22}  {'found':>9}  {'at most':>7}  {'trials':>9}  verdict, and the weakest broken twin caught"
+    screen.result(
+        {"audits": values, "wrong": wrong, "seconds": total},
+        "\n".join([header, *lines, "", f"{closing} {total:.0f} s."]),
+    )
+    return BEATEN if wrong else 0
+
+
+def _line(audit: Audit, result: str) -> str:
+    """One audit in two lines."""
+    one = audit.best if audit.best.beaten and not audit.stated.beaten else audit.stated
+    claim = f"{one.claimed:.4g} at {one.delta:.2g}"
+    verdict = ("BEATEN" if audit.beaten else "not beaten") + (f", {audit.twin}" if audit.twin else "")
+    flag = "" if result == "as it must be" else f"   <-- {result}"
+    return (
+        f"{audit.name}, {audit.relation.value} ({audit.evidence.word})\n"
+        f"{claim:>22}  {one.found:>9.3g}  {audit.ceiling:>7.3g}  {audit.trials:>9,}  {verdict}{flag}"
+    )
+
+
+def _worked(jobs: list[Job], *, quick: bool, processes: int) -> Any:
+    """(name, audits, seconds) of each job, in order."""
+    if processes <= 1:
+        for number in range(len(jobs)):
+            yield _work(number, quick)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(_work, range(len(jobs)), [quick] * len(jobs))
+
+
+def _work(number: int, quick: bool) -> tuple[str, list[Audit], float]:
+    """Do one job; another process makes the same list of them."""
+    job = suite(quick=quick)[number]
+    start = time.perf_counter()
+    return job.name, job.run(), time.perf_counter() - start

@@ -64,7 +64,7 @@ def read_folder(path: Path) -> Folder:
         raise ReportError(f"{path.name} holds no run.json; give the folder that a run wrote, e.g. dpgm report run/")
     training = run.pop("training", None)
     training = _object(path / "training.json") or (training if isinstance(training, dict) else {})
-    ledger, doubts = _ledger(path / "ledger.jsonl")
+    ledger, doubts = read_ledger(path / "ledger.jsonl")
     grid, rows = _grid(path, run)
     return Folder(
         run=without_paths(run),
@@ -104,7 +104,7 @@ def _object(path: Path) -> Json | None:
     return value
 
 
-def _ledger(path: Path) -> tuple[list[Json] | None, tuple[str, ...]]:
+def read_ledger(path: Path) -> tuple[list[Json] | None, tuple[str, ...]]:
     """Entries and doubts, without the lock, the truncation and the appending that belong to a running `Ledger`."""
     if not path.is_file():
         return None, ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,10 @@ class Audit:
         pair: the two data sets, in words.
         reach: how far the pair moves the exact answer, relative to the stated sensitivity; None where unknown.
         twin: the weakest broken twin that the same trials beat, e.g. "0.7 of the noise"; None if there is none.
+        kind: "mechanism" (many calls), "counterexample" (an event fixed beforehand), "training" (many trained models),
+            "canary" (guesses about one run) or "membership" (guesses about a finished run).
+        how: the trials in words, where they are not runs on two data sets.
+        details: further numbers, as plain JSON values.
     """
 
     name: str
@@ -74,6 +78,9 @@ class Audit:
     pair: str
     reach: float | None = None
     twin: str | None = None
+    kind: str = "mechanism"
+    how: str | None = None
+    details: Mapping[str, Any] | None = None
 
     @property
     def beaten(self) -> bool:
@@ -86,13 +93,14 @@ class Audit:
         if not self.beaten:
             return f"not beaten (up to {self.ceiling:.3g})"
         one = self.stated if self.stated.beaten else self.best
-        where = "" if one is self.stated else f", both at delta {one.delta:g}"
+        where = "" if one is self.stated else f", both at delta {one.delta:.3g}"
         return f"BEATEN: epsilon >= {one.found:.3g} at a claimed {one.claimed:.4g}{where}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "name": self.name,
+            "kind": self.kind,
             "verdict": self.verdict,
             "beaten": self.beaten,
             "relation": self.relation.value,
@@ -100,23 +108,34 @@ class Audit:
             "stated": vars(self.stated).copy(),
             "best": vars(self.best).copy(),
             "trials": self.trials,
+            "how": self.how,
             "held_out": self.held_out,
             "confidence": self.confidence,
             "ceiling": self.ceiling,
             "pair": self.pair,
             "reach": self.reach,
             "weakest_twin": self.twin,
+            "details": self.details,
         }
+
+    def _elsewhere(self) -> list[str]:
+        """The bound at the delta that promised most, where it is another and shows something."""
+        one = self.best
+        if one.delta == self.stated.delta or one.found <= one.claimed / 2:
+            return []
+        return [f"           epsilon >= {one.found:.3g} at delta {one.delta:.3g}, where {one.claimed:.4g} is claimed"]
 
     def text(self) -> str:
         """A few lines for a person."""
         split = "all" if self.held_out == self.trials else f"{self.held_out:,} of them"
+        trials = self.how or f"2 x {self.trials:,}, {split} for the bound"
         reach = "" if self.reach is None else f"; it moves the answer by {self.reach:.0%} of the stated sensitivity"
         lines = [
             f"{self.name}, {self.relation.value} record",
-            f"  claim    epsilon {self.stated.claimed:.4g} at delta {self.stated.delta:g} ({self.evidence.word})",
+            f"  claim    epsilon {self.stated.claimed:.4g} at delta {self.stated.delta:.3g} ({self.evidence.word})",
             f"  found    epsilon >= {self.stated.found:.3g} with {100 * self.confidence:.7g} % confidence",
-            f"  trials   2 x {self.trials:,}, {split} for the bound; the most they could show is {self.ceiling:.3g}",
+            *self._elsewhere(),
+            f"  trials   {trials}; the most they could show is {self.ceiling:.3g}",
             f"  pair     {self.pair}{reach}",
         ]
         if self.twin is not None:

@@ -23,6 +23,7 @@ from dpgm.mechanisms.gradient import PoissonGradient, Task
 from dpgm.mechanisms.noise import Gaussian, KNorm, Laplace
 from dpgm.mechanisms.projection import NoisyRecords, SlicedProjection
 from dpgm.mechanisms.queries import total
+from dpgm.mechanisms.selection import SelectMarginal
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Evidence, PrivacyError, Relation
 from dpgm.privacy.mechanism import Cost, Mechanism, NoiseSource, Query, SeededNoise
@@ -115,6 +116,8 @@ def audit(
 
 def weaker(mechanism: Any, share: float) -> Any:
     """The broken twin that keeps only a share of the noise; None where the noise has no known field."""
+    if isinstance(mechanism, SelectMarginal):
+        return dataclasses.replace(mechanism, strength=mechanism.strength / share)
     for field in ("noise_std", "noise_multiplier", "scale", "sigma"):
         if hasattr(mechanism, field):
             return dataclasses.replace(mechanism, **{field: share * getattr(mechanism, field)})
@@ -125,6 +128,9 @@ def reach(mechanism: Any, rows: Rows, neighbour: Rows, relation: Relation) -> fl
     """How far the pair moves the exact answer, relative to the stated sensitivity."""
     if isinstance(mechanism, PoissonGradient):
         return None if mechanism.task is None else task_shift(mechanism.task, rows, neighbour) / mechanism.task.bound
+    if isinstance(mechanism, SelectMarginal):
+        moved = np.abs(mechanism.scores(rows) - mechanism.scores(neighbour)).max()
+        return float(moved / (1 if relation is Relation.ADD_REMOVE else 2))
     if not isinstance(query := getattr(mechanism, "query", None), Query):
         return None
     norm = 1 if isinstance(mechanism, Laplace) else 2
@@ -271,6 +277,9 @@ def _teller(mechanism: Any, rows: Rows, neighbour: Rows) -> Score:
             return float(((seen - other @ u) ** 2).sum() - ((seen - one @ u) ** 2).sum())
 
         return tell
+    if isinstance(mechanism, SelectMarginal):
+        shift = mechanism.scores(rows) - mechanism.scores(neighbour)
+        return lambda answer: float(shift[answer])
     query = getattr(mechanism, "query", None)
     if not isinstance(query, Query):
         raise PrivacyError(f"it is not known how to read an answer of {type(mechanism).__name__}; pass score=")

@@ -13,6 +13,7 @@ from dpgm.mechanisms.gradient import PoissonGradient
 from dpgm.mechanisms.noise import Laplace
 from dpgm.mechanisms.projection import NoisyRecords, SlicedProjection
 from dpgm.mechanisms.queries import total
+from dpgm.mechanisms.selection import SelectMarginal
 from dpgm.methods.base import Method, Note, Plan, Resume
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
 from dpgm.privacy.mechanism import Mechanism, NoiseSource, Query
@@ -144,6 +145,8 @@ def _moved(mechanism: Any) -> Callable[[Rows, Rows], float]:
     if isinstance(mechanism, PoissonGradient) and mechanism.task is not None:
         task = mechanism.task
         return lambda a, b: task_shift(task, a, b)
+    if isinstance(mechanism, SelectMarginal):  # what all candidates gain alike does not show
+        return lambda a, b: float(np.ptp(mechanism.scores(a) - mechanism.scores(b)))
     query = getattr(mechanism, "query", None)
     if not isinstance(query, Query):
         raise PrivacyError(

@@ -125,7 +125,7 @@ def _own_codes(w: Array, kinds: Array, *, steps: int = 6, step_size: float = 0.5
 # PGE: noise on vectors that never saw the data
 
 
-def randomised_response(v: Array, epsilon: float, k: int, coins: np.random.Generator) -> Array:
+def randomised_response(v: NDArray[Any], epsilon: float, k: int, coins: np.random.Generator) -> NDArray[Any]:
     """The paper's perturbation of projection vectors: R(v_i) is v_i with probability e^eps / (e^eps + k - 1), otherwise
     one of the k - 1 other vectors of the batch that are nearest to v_i in angle.
 

@@ -1,0 +1,159 @@
+"""The command `audit` on a finished run: its promise derived anew, its mechanisms and its samples attacked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from dpgm import artefact
+from dpgm.artefact import AUDIT, LEDGER, RUN, SAMPLES, TABLE, write_json
+from dpgm.cli import afterwards
+from dpgm.cli.console import Screen
+from dpgm.cli.options import Data, Flat, parse, printable
+from dpgm.data.errors import DataError
+from dpgm.evaluation.audit import Audit, audit_membership, audit_method
+from dpgm.evaluation.audit.consistency import Check, check_folder
+from dpgm.evaluation.folder import read_ledger
+from dpgm.evaluation.utility import public_door
+from dpgm.privacy import accountant
+from dpgm.privacy.curator import Curator
+from dpgm.privacy.guarantee import Budget, Evidence, Guarantee, PrivacyError, Relation
+from dpgm.privacy.ledger import Ledger, cost_from_json
+from dpgm.schema import ImageSchema, Rows, SchemaError, schema_from_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folder:
+    """What the command takes.
+
+    Attributes:
+        folder: a run folder; the data may be left out when the run names a public set.
+        kind: "consistency" derives the promise anew from ledger and plan, "mechanism" attacks every mechanism of the
+            method, "membership" guesses which records the samples were made from; "all" does what it can of these.
+        allow: "exposure" lets membership inference look at *private* records: the look is written in the ledger, and
+            every report says so. Named public sets need no permission.
+        pairs: pairs of a train and a held-out record, at most.
+        trials: runs on each of two neighbouring data sets, at most.
+        json: print one JSON object.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    data: Flat[Data]
+    kind: Literal["all", "consistency", "mechanism", "membership"] = "all"
+    allow: Literal["exposure"] | None = None
+    pairs: int = 2_000
+    trials: int = 20_000
+    json: bool = False
+
+
+def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
+    """Audit the run folder that `words` begin with, write audit.json, and the report anew.
+
+    Returns:
+        whether all stands, the text, the JSON value, and the screen.
+    """
+    given = words
+    folder = Path(words[0])
+    run = artefact.read_json(folder / RUN)
+    if len(words) == 1 or words[1].startswith("-"):
+        words = [words[0], run["data"], *words[1:]]
+    options = parse("audit", _Folder, words, about="Attack what a finished run promises. It can refute, never confirm.")
+    screen = Screen(as_json=options.json)
+    checks: list[Check] = []
+    audits: list[Audit] = []
+    skipped = ""
+    with screen.stage("audit"):
+        if options.kind in ("all", "consistency"):
+            checks = check_folder(folder)
+        if options.kind in ("all", "mechanism"):
+            method = artefact.method_from_json(run["config"])
+            promise = run["guarantee"]
+            budget = Budget(epsilon=promise["epsilon"], delta=promise["delta"])
+            audits += audit_method(
+                method, budget=budget, relation=Relation(promise["relation"]), trials=options.trials, weakest=False
+            )
+        if options.kind in ("all", "membership"):
+            try:
+                audits.append(_membership(options, run))
+            except (SchemaError, DataError, PrivacyError) as error:
+                if options.kind == "membership":
+                    raise
+                skipped = f"membership was not looked at: {error}"
+    faults = [c for c in checks if not c.passed]
+    fallen = [a for a in audits if a.beaten and a.evidence is Evidence.PROVED]
+    value = {
+        "command": printable(["audit", *given]),
+        "consistent": not faults,
+        "checks": [c.to_json() for c in checks],
+        "audits": [a.to_json() for a in audits],
+        "proved_and_beaten": [a.name for a in fallen],
+        "skipped": skipped,
+        "seconds": round(screen.seconds["audit"], 1),
+    }
+    write_json(folder / AUDIT, value)
+    afterwards.report(folder)
+    lines = [f"{'ok   ' if c.passed else 'FAULT'} {c.name}: {c.found}" for c in checks]
+    blocks = ["\n".join(lines)] * bool(lines) + [a.text() for a in audits] + [skipped] * bool(skipped)
+    return not (faults or fallen), "\n\n".join(blocks), value, screen
+
+
+def _membership(options: _Folder, run: dict[str, Any]) -> Audit:
+    folder, data = options.folder, options.data.open()
+    schema = schema_from_json(run["schema"])
+    if data.schema.to_json() | {"size": None} != schema.to_json() | {"size": None}:
+        raise SchemaError(f"the run was of other records than {data.name}; give the data options that the run had")
+    if not data.has_test:
+        raise SchemaError(f"{data.name} has no held-out part to compare with; give --test-fraction as in the run")
+    guarantee, costs = _costs(folder)
+
+    def claim(delta: float) -> float:
+        return accountant.epsilon_of(costs, delta=delta, relation=guarantee.relation)
+
+    odds = None
+    if isinstance(schema, ImageSchema):
+        batch = artefact.load_samples(folder / SAMPLES)
+        samples = Rows(image=batch.images, label=batch.labels)
+        odds = artefact.load_model(folder).classify
+    else:
+        samples = Rows(table=artefact.load_table(folder / TABLE, schema).table)
+    terms: dict[str, Any] = {
+        "schema": schema,
+        "guarantee": guarantee,
+        "claim": claim,
+        "odds": odds,
+        "pairs": options.pairs,
+        "name": f"{run['method']} on {run['data']}, members among the samples' sources",
+    }
+    held_out = data.test()
+    if afterwards.is_public(data):
+        return audit_membership(samples, held_out, door=public_door(data.train), **terms)
+    if options.allow != "exposure":
+        raise PrivacyError(
+            f"{data.name} may be private, and membership inference looks at its train records; what it prints is not "
+            "covered by epsilon. To have the look written in the ledger and go on, add --allow exposure"
+        )
+    cap = Budget(epsilon=guarantee.epsilon, delta=guarantee.delta)
+    with Ledger(folder / LEDGER, relation=guarantee.relation, cap=cap, unit=guarantee.unit) as ledger:
+        door = Curator(data.train, schema=schema, ledger=ledger).expose  # type: ignore[arg-type]
+        return audit_membership(samples, held_out, door=door, **terms)
+
+
+def _costs(folder: Path) -> tuple[Guarantee, list[Any]]:
+    """What the ledger promises, and its reserved costs."""
+    entries, doubts = read_ledger(folder / LEDGER)
+    if not entries or doubts:
+        raise SchemaError(f"the ledger of {folder} is missing or damaged; restore it from a copy")
+    costs = [(cost_from_json(i["cost"]), i["count"]) for e in entries if e["kind"] == "reserve" for i in e["plan"]]
+    opened = entries[0]
+    guarantee = Guarantee(
+        relation=Relation(opened["relation"]),
+        unit=opened["unit"],
+        epsilon=opened["epsilon"],
+        delta=opened["delta"],
+        evidence=min((c.evidence for c, _ in costs), default=Evidence.PROVED),
+        mechanisms=(),
+    )
+    return guarantee, costs

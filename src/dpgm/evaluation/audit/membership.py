@@ -1,0 +1,244 @@
+"""Membership inference on samples: do they lie nearer to the records they were made from than to others of the kind?
+
+Records of the train part and held-out records are paired within their class. If both parts are a random split of one
+population, a fair coin put one of each pair into the data; the attacker guesses it from the samples alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from dpgm.evaluation.audit.bound import Array, Audit, Bound, Claim, clopper_pearson
+from dpgm.evaluation.audit.one_run import Guesses, crumb, guess_ceiling, guess_pairs
+from dpgm.evaluation.utility import Door
+from dpgm.nets.classifiers import to_unit
+from dpgm.privacy.guarantee import Guarantee, PrivacyError, Relation
+from dpgm.schema import AnySchema, ImageSchema, Rows, SchemaError, TableSchema
+
+COPIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Shares of the records that memorising twins copy into their samples."""
+REASON = "membership inference: train records beside held-out ones, against the samples"
+_NEAR, _SIDE, _TINY = 10, 32, 1e-9
+
+Odds = Callable[[NDArray[np.uint8]], NDArray[Any] | None]
+
+
+def audit_membership(
+    samples: Rows,
+    held_out: Rows,
+    *,
+    door: Door,
+    schema: AnySchema,
+    guarantee: Guarantee,
+    claim: Claim,
+    odds: Odds | None = None,
+    pairs: int = 2_000,
+    confidence: float = 0.999,
+    audience: str = "the auditor",
+    name: str = "membership in the samples",
+) -> Audit:
+    """Guess which of two records was in the data.
+
+    Scores, each a test of its own: "nearest", minus the log of the squared distance to the nearest sample of the class;
+    "density", the same for the mean over the ten nearest; "labeller", the log odds of the record's label, where a
+    classifier was released. The numbers that come back are *not private*: they count guesses about private records.
+
+    Args:
+        samples: synthetic records, columns as in `held_out`.
+        held_out: records of the same kind that took no part.
+        door: way to the train records; it records the look.
+        schema: public facts about all of them.
+        guarantee: what is claimed.
+        claim: delta -> the epsilon that is claimed at it, under the guarantee's relation.
+        odds: class probabilities of images, by a released classifier.
+        pairs: pairs of records at most.
+        confidence: probability that a true claim is not beaten, if the parts are a random split.
+        audience: who sees the outcome.
+        name: what the audit is called.
+
+    Raises:
+        SchemaError: there are no samples, or fewer than ten pairs.
+    """
+    if len(samples) == 0:
+        raise SchemaError("there are no samples to attack; draw some: dpgm sample FOLDER")
+    cloud, others = vectors(samples, schema), labels_of(held_out, schema)
+
+    def look(rows: Rows) -> dict[str, Any]:
+        inside, outside = _paired(labels_of(rows, schema), others, pairs)
+        members, strangers = rows.take(inside), held_out.take(outside)
+        both = torch.cat([vectors(members, schema), vectors(strangers, schema)])
+        near = nearest(both, cloud)
+        scores = _scores(near)
+        if odds is not None and (found := _log_odds(odds, members, strangers)) is not None:
+            scores["labeller"] = found
+        twins = {
+            share: _scores(_merged(near, nearest(both, both[: max(1, round(share * len(inside)))]))) for share in COPIES
+        }
+        return {"scores": scores, "twins": twins}
+
+    seen = door(look, reason=REASON, audience=audience)
+    scores: dict[str, Array] = seen["scores"]
+    m = len(scores["nearest"]) // 2
+    slacks = _slacks(claim, guarantee, m, 1 - confidence)
+    sure = 1 - (1 - confidence) / (len(slacks) * len(scores))
+
+    def attack(scores: dict[str, Array]) -> tuple[list[Bound], str, Guesses]:
+        tried = {
+            k: [guess_pairs(s[:m] - s[m:], delta=d, confidence=sure) for d, _ in slacks] for k, s in scores.items()
+        }
+        bounds = [
+            Bound(delta=d, claimed=claimed, found=max(guesses[i].found for guesses in tried.values()))
+            for i, (d, claimed) in enumerate(slacks)
+        ]
+        which = max(tried, key=lambda k: (tried[k][-1].found, tried[k][-1].right / tried[k][-1].made))
+        return bounds, which, tried[which][-1]
+
+    bounds, which, guesses = attack(scores)
+    caught = [share for share, twin in seen["twins"].items() if any(b.beaten for b in attack(twin)[0])]
+    twin = (
+        f"samples that copy {caught[0]:.0%} of the records" if caught else "none, not even samples that copy them all"
+    )
+    rates = {k: _rates(s[:m], s[m:]) for k, s in scores.items()}
+    words = f"1 run, {m:,} pairs; {guesses.right:,} of {guesses.made:,} guesses right (by {which})"
+    return Audit(
+        name=name,
+        relation=Relation.REPLACE,
+        evidence=guarantee.evidence,
+        stated=bounds[0],
+        best=max(bounds, key=lambda b: b.found - b.claimed),
+        trials=m,
+        held_out=m,
+        confidence=confidence,
+        ceiling=guess_ceiling(m, delta=slacks[-1][0], confidence=sure),
+        pair="a train record or a held-out one of its class, if the two parts are a random split of one population",
+        twin=twin,
+        kind="membership",
+        how=f"{words}; {rates['nearest']['tpr']:.1%} of the members at 1 % false alarms",
+        details=rates,
+    )
+
+
+def vectors(rows: Rows, schema: AnySchema) -> Tensor:
+    """Records as points `[n, d]`, float32; two of different classes lie further apart than any two of one class."""
+    if isinstance(schema, ImageSchema):
+        x = to_unit(rows["image"])
+        if max(x.shape[2:]) > _SIDE:
+            x = functional.adaptive_avg_pool2d(x, _SIDE)
+        x, n_classes = x.flatten(1), schema.n_classes
+        label = torch.from_numpy(rows["label"])
+        return torch.cat([x, math.sqrt(x.shape[1]) * functional.one_hot(label, n_classes).float()], 1)
+    return _table_points(rows["table"], schema)
+
+
+def labels_of(rows: Rows, schema: AnySchema) -> NDArray[np.int64]:
+    """The class of each record, [n]."""
+    return rows["label"] if isinstance(schema, ImageSchema) else schema.labels(rows["table"])
+
+
+def nearest(points: Tensor, cloud: Tensor, *, block: int = 1000) -> Tensor:
+    """Squared distances of each point to the ten nearest points of a cloud, ascending, `[n, 10]`; infinite where the
+    cloud has fewer.
+    """
+    parts: list[Tensor] = []
+    k = min(_NEAR, len(cloud))
+    for some in points.split(block):
+        index = torch.cdist(some, cloud).topk(k, 1, largest=False).indices
+        exact = (some[:, None] - cloud[index]).square().sum(2).sort(1).values  # cdist rounds: copies would not be at 0
+        parts.append(functional.pad(exact, (0, _NEAR - k), value=math.inf))
+    return torch.cat(parts)
+
+
+def _merged(one: Tensor, other: Tensor) -> Tensor:
+    return torch.cat([one, other], 1).sort(1).values[:, :_NEAR]
+
+
+def _scores(near: Tensor) -> dict[str, Array]:
+    some = near.double()
+    some = torch.where(torch.isfinite(some), some, some[torch.isfinite(some)].max())
+    return {"nearest": -(some[:, 0] + _TINY).log().numpy(), "density": -(some.mean(1) + _TINY).log().numpy()}
+
+
+def _log_odds(odds: Odds, *parts: Rows) -> Array | None:
+    found: list[Array] = []
+    for rows in parts:
+        shares = odds(rows["image"])
+        if shares is None:
+            return None
+        found.append(np.log(np.maximum(shares[np.arange(len(rows)), rows["label"]].astype(np.float64), 1e-30)))
+    return np.concatenate(found)
+
+
+def _paired(
+    inside: NDArray[np.int64], outside: NDArray[np.int64], most: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Positions of records of equal class in both parts, at random, at most `most` pairs."""
+    rng = np.random.default_rng(0)  # which records are looked at is public
+    ones: list[NDArray[np.intp]] = []
+    others: list[NDArray[np.intp]] = []
+    for k in np.unique(outside):
+        a, b = (rng.permutation(np.flatnonzero(part == k)) for part in (inside, outside))
+        n = min(len(a), len(b))
+        ones.append(a[:n])
+        others.append(b[:n])
+    order = rng.permutation(sum(map(len, ones)))[:most]
+    if len(order) < 10:
+        raise SchemaError(
+            f"only {len(order)} pairs of train and held-out records share a class; at least 10 are needed"
+        )
+    return np.concatenate(ones)[order], np.concatenate(others)[order]
+
+
+def _slacks(claim: Claim, guarantee: Guarantee, pairs: int, alarm: float) -> list[tuple[float, float]]:
+    """Pairs (delta, epsilon) that the claim implies for a *replaced* record: at the stated delta and at a small one.
+
+    Under add/remove a replaced record is two steps: (2 epsilon, (1 + e^epsilon) delta).
+    """
+    found: list[tuple[float, float]] = []
+    for delta in dict.fromkeys((guarantee.delta, crumb(guarantee.delta, pairs, alarm))):
+        try:
+            epsilon = claim(delta)
+        except PrivacyError:  # a bare claim says nothing at another delta
+            continue
+        twice = guarantee.relation is Relation.ADD_REMOVE
+        slack = delta * (1 + math.exp(min(epsilon, 700.0))) if twice else delta
+        found.append((min(slack, 1.0), 2 * epsilon if twice else epsilon))
+    return found
+
+
+def _rates(members: Array, strangers: Array) -> dict[str, float]:
+    """Share of members found at 1 % false alarms with its 95 % interval, and the area under the curve."""
+    level = np.quantile(strangers, 0.99)
+    hits = int((members > level).sum())
+    low, high = clopper_pearson(hits, len(members), 0.025)
+    ranks = np.searchsorted(np.sort(strangers), members, side="left") + np.searchsorted(
+        np.sort(strangers), members, side="right"
+    )
+    return {
+        "tpr": hits / len(members),
+        "tpr_low": float(low),
+        "tpr_high": float(high),
+        "auc": float(ranks.mean() / (2 * len(strangers))),
+    }
+
+
+def _table_points(table: NDArray[np.float64], schema: TableSchema) -> Tensor:
+    """Numbers in [0, 1] by their bounds, categories one-hot; a missing value is a category of its own."""
+    parts: list[NDArray[np.float64]] = []
+    for j, column in enumerate(schema.columns):
+        x, missing = table[:, j], np.isnan(table[:, j])
+        low, high = column.bounds
+        if column.kind in ("category", "boolean"):
+            code = np.where(missing, -1, x).astype(np.int64)
+            one = np.eye(int(high) + 2)[code] / math.sqrt(2)
+        else:
+            one = np.stack([np.where(missing, 0.0, (x - low) / (high - low)), missing], 1)
+        parts.append(one * (math.sqrt(2 * len(schema.columns)) if j == schema.label_index else 1.0))
+    return torch.from_numpy(np.concatenate(parts, 1)).float()

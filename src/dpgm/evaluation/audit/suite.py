@@ -1,0 +1,146 @@
+"""Everything at once: what is proved must stand, every broken twin and every refuted form must fall."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from dpgm import methods
+from dpgm.evaluation.audit.bound import Audit
+from dpgm.evaluation.audit.canaries import FAULTS, audit_canaries
+from dpgm.evaluation.audit.memoriser import memoriser
+from dpgm.evaluation.audit.methods import TINY, TINY_TABLE, audit_method
+from dpgm.evaluation.audit.published import one_step, tie
+from dpgm.evaluation.audit.trained import trained
+from dpgm.evaluation.audit.twins import TWINS
+from dpgm.methods.base import Method
+from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
+from dpgm.schema import ImageSchema, SchemaError
+
+SURE = 0.99999
+"""Confidence of each audit: among the hundred or so of a whole run, one false alarm in a thousand runs."""
+BUDGETS = (Budget(epsilon=1.0, delta=1e-5), Budget(epsilon=1.0, delta=0.0))
+BRISK: dict[str, dict[str, Any]] = {
+    "dp2vae": {"hidden": 100, "steps": 20, "rate": 1.0},
+    "dp-cnn": {"steps": 20, "rate": 1.0},
+    "labeller": {"steps": 40, "rate": 0.5},
+}
+"""Options under which canaries are told apart best: few steps, in which most or all of the records take part."""
+_MORE: dict[str, tuple[dict[str, Any], ...]] = {"dp2vae": ({"warm_start": "components"},)}
+_FORM = "privacy"
+
+Outcome = Literal["as it must be", "BEATEN THOUGH PROVED", "NOT BEATEN THOUGH BROKEN"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A group of audits that run one after the other.
+
+    Attributes:
+        name: of what.
+        run: makes them.
+        quick: whether it is a matter of seconds.
+    """
+
+    name: str
+    run: Callable[[], list[Audit]]
+    quick: bool = False
+
+
+def outcome(audit: Audit) -> Outcome:
+    """Whether an audit came out as it must: proved claims stand, refuted ones fall."""
+    if audit.beaten and audit.evidence is Evidence.PROVED:
+        return "BEATEN THOUGH PROVED"
+    if not audit.beaten and audit.evidence is Evidence.REFUTED:
+        return "NOT BEATEN THOUGH BROKEN"
+    return "as it must be"
+
+
+def suite(*, quick: bool) -> list[Job]:
+    """All jobs, or those of seconds."""
+    jobs = [*_counterexamples(quick=quick), *_twins(), *_canaries(), *_methods(quick=quick)]
+    return [job for job in jobs if job.quick or not quick]
+
+
+def forms(kind: type[Method]) -> Iterator[dict[str, Any]]:
+    """The options that choose a method's forms: the values of its field `privacy`, and what else changes its asking."""
+    hint = typing.get_type_hints(kind).get(_FORM)
+    yield from ({_FORM: value} for value in typing.get_args(hint)) if hint else ({},)
+    yield from _MORE.get(kind.name, ())
+
+
+def attack_method(
+    kind: type[Method], options: dict[str, Any], relation: Relation, budget: Budget, **terms: Any
+) -> list[Audit]:
+    """Audits of everything that a method asks; none where it makes no such promise.
+
+    Args:
+        kind: the method.
+        options: its form.
+        relation: which data sets are neighbours.
+        budget: what it may spend.
+        terms: of `audit_method`.
+    """
+    method: Method = kind(**options)
+    schema: Any = TINY if ImageSchema in kind.takes else TINY_TABLE
+    try:
+        plan = method.plan(schema, relation=relation, budget=budget)
+    except (PrivacyError, SchemaError):  # a promise that is refused cannot be broken
+        return []
+    if plan.guarantee().evidence is Evidence.REFUTED:  # the counterexamples attack these
+        return []
+    return audit_method(method, relation=relation, budget=budget, **terms)
+
+
+def _methods(*, quick: bool) -> Iterator[Job]:
+    terms: dict[str, Any] = {"confidence": SURE, "trials": 10_000 if quick else 100_000, "weakest": not quick}
+    for name in methods.names():
+        kind = methods.get(name)
+        for options in forms(kind):
+            for relation in Relation:
+                for budget in BUDGETS:
+                    words = [f"{v}" for v in options.values()] + [relation.value, f"delta {budget.delta:g}"]
+                    first = name in _QUICK and relation is Relation.ADD_REMOVE and budget.delta > 0
+                    run = partial(attack_method, kind, options, relation, budget, **terms)
+                    yield Job(name=f"{name}, {', '.join(words)}", run=run, quick=first)
+
+
+_QUICK = ("merf", "pge", "slicing", "mst")
+
+
+def _counterexamples(*, quick: bool) -> Iterator[Job]:
+    few: dict[str, Any] = {"confidence": SURE, **({"trials": 4_000} if quick else {})}
+    yield Job(name="pge published, one step", run=lambda: [one_step(**few)], quick=True)
+    yield Job(name="dp2vae published, a tie", run=lambda: [tie("published", **few), tie("local", **few)], quick=True)
+    yield Job(name="membership, a memoriser", run=lambda: list(memoriser(confidence=SURE)), quick=True)
+    yield Job(name="pge published, trained networks", run=lambda: [trained(trials=600, confidence=SURE)])
+    own = partial(audit_method, budget=BUDGETS[0], confidence=SURE, weakest=False)
+    yield Job(
+        name="dp2vae published, its own code", run=lambda: own(methods.get("dp2vae").from_json({_FORM: "published"}))
+    )
+
+
+def _twins() -> Iterator[Job]:
+    for name, twin in TWINS.items():
+        yield Job(name=f"twin {name}", run=partial(_pair, twin), quick=True)
+
+
+def _pair(twin: Callable[..., tuple[Audit, Audit]]) -> list[Audit]:
+    return list(twin(BUDGETS[0], confidence=SURE))
+
+
+def _canaries() -> Iterator[Job]:
+    for name, options in BRISK.items():
+        method = methods.get(name)(**options)
+        terms: dict[str, Any] = {"budget": BUDGETS[0], "canaries": 300, "runs": 3, "confidence": SURE}
+        for fault, broken in FAULTS.items():
+            more = {"broken": broken, "fault": fault, "weakest": False, **terms}
+            yield Job(name=f"canaries, {name}, {fault}", run=partial(_canary, method, more))
+        yield Job(name=f"canaries, {name}", run=partial(_canary, method, terms))
+
+
+def _canary(method: Method, terms: dict[str, Any]) -> list[Audit]:
+    return [audit_canaries(method, **terms)]
