@@ -34,8 +34,8 @@ class _Audit:
         name: a method (every mechanism of its plan is audited, on tiny pictures), the folder of a finished run, "twins"
             for all broken twins or the name of one of them, or "all" for everything there is.
         privacy: the method's form, where it has several; "published" runs the counterexample to the paper's.
-        kind: "mechanism" draws every mechanism many times; "canary" trains and guesses which canaries took part (DP-SGD:
-            once, beside its broken twins; pge published: many small networks).
+        kind: "mechanism" draws every mechanism many times; "canary" trains and guesses which canaries took part (by
+            DP-SGD once, beside its broken twins; pge published by many small networks).
         epsilon: privacy loss claimed; by default 1, and 0.2 for the published form of pge.
         delta: slack.
         relation: which data sets are neighbours; twins and counterexamples have their own.
@@ -168,9 +168,10 @@ def _everything(options: _Audit, screen: Screen) -> int:
             for audit in audits:
                 result = outcome(audit)
                 wrong += [audit.name] * (result != "as it must be")
-                lines.append(_line(audit, result))
+                lines.append(_line(job, audit, result))
                 values.append({"job": job, "outcome": result, **audit.to_json()})
-            screen.say(f"{job}: {len(audits) or 'no such promise is made,'} audits, {seconds:.0f} s")
+            told = f"{len(audits)} audits, {seconds:.0f} s" if audits else "promises nothing of the kind"
+            screen.say(f"{job}: {told}")
     total = screen.seconds["audit"]
     beaten = sum(v["beaten"] for v in values)
     closing = f"{len(values)} audits, {beaten} beaten; "
@@ -185,14 +186,14 @@ def _everything(options: _Audit, screen: Screen) -> int:
     return BEATEN if wrong else 0
 
 
-def _line(audit: Audit, result: str) -> str:
+def _line(job: str, audit: Audit, result: str) -> str:
     """One audit in two lines."""
     one = audit.best if audit.best.beaten and not audit.stated.beaten else audit.stated
     claim = f"{one.claimed:.4g} at {one.delta:.2g}"
-    verdict = ("BEATEN" if audit.beaten else "not beaten") + (f", {audit.twin}" if audit.twin else "")
+    verdict = ("BEATEN" if audit.beaten else "not beaten") + (f"; {audit.twin}" if audit.twin else "")
     flag = "" if result == "as it must be" else f"   <-- {result}"
     return (
-        f"{audit.name}, {audit.relation.value} ({audit.evidence.word})\n"
+        f"{job}: {audit.name} ({audit.evidence.word})\n"
         f"{claim:>22}  {one.found:>9.3g}  {audit.ceiling:>7.3g}  {audit.trials:>9,}  {verdict}{flag}"
     )
 

@@ -17,7 +17,7 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from dpgm.evaluation.audit.bound import Array, Audit, Bound
@@ -81,42 +81,44 @@ def audit_canaries(
         )
     relation, source, coins = Relation.ADD_REMOVE, NoiseSource() if noise is None else noise, canaries * runs
     plan = method.plan(schema, relation=relation, budget=budget)
-    slacks = tuple(dict.fromkeys((budget.delta, crumb(budget.delta, coins, 1 - confidence))))
-    claims = [
-        dataclasses.replace(plan, budget=Budget(epsilon=budget.epsilon, delta=d)).guarantee().epsilon for d in slacks
-    ]
-    sure = 1 - (1 - confidence) / len(slacks)
+    slack = crumb(budget.delta, coins, 1 - confidence)
+    claimed = dataclasses.replace(plan, budget=Budget(epsilon=budget.epsilon, delta=slack)).guarantee().epsilon
 
-    def attack(fault: Break | None) -> tuple[list[Bound], str]:
+    def attack(fault: Break | None) -> tuple[Bound, str]:
         seen = [watched(method, plan, canaries, broken=fault, noise=source) for _ in range(runs)]
         scores, fell = (np.concatenate(parts) for parts in zip(*seen, strict=True))
-        guesses = [guess(scores, fell, delta=d, confidence=sure) for d in slacks]
-        bounds = [Bound(delta=d, claimed=c, found=g.found) for d, c, g in zip(slacks, claims, guesses, strict=True)]
-        last, count = guesses[-1], f"{runs} runs" if runs > 1 else "1 run"
-        return bounds, f"{count}, {coins:,} canaries in all; {last.right:,} of {last.made:,} guesses right"
+        told = guess(scores, fell, delta=slack, confidence=confidence)
+        count = f"{runs} runs" if runs > 1 else "1 run"
+        words = f"{count}, {coins:,} canaries in all; {told.right:,} of {told.made:,} guesses right"
+        return Bound(delta=slack, claimed=claimed, found=told.found), words
 
-    bounds, words = attack(broken)
+    bound, words = attack(broken)
     twin = None
     if weakest:
-        first = bisect_left(SHARES, True, key=lambda share: any(b.beaten for b in attack(less_noise(share))[0]))
+        first = bisect_left(SHARES, True, key=lambda share: attack(less_noise(share))[0].beaten)
         twin = (
             f"{SHARES[first]:g} of the noise" if first < len(SHARES) else f"none, down to {SHARES[-1]:g} of the noise"
         )
     return Audit(
-        name=f"{method.name}, canaries" + (f": {fault}" if fault else ""),
+        name=f"{method.name} at {promised(budget)}, canaries" + (f", {fault}" if fault else ""),
         relation=relation,
         evidence=Evidence.REFUTED if broken else plan.guarantee().evidence,
-        stated=bounds[0],
-        best=max(bounds, key=lambda b: b.found - b.claimed),
+        stated=bound,
+        best=bound,
         trials=coins,
         held_out=coins,
         confidence=confidence,
-        ceiling=guess_ceiling(coins, delta=slacks[-1], confidence=sure),
+        ceiling=guess_ceiling(coins, delta=slack, confidence=confidence),
         pair="noise pictures with arbitrary labels, each put in by a coin of its own",
         twin=twin,
         kind="canary",
         how=words,
     )
+
+
+def promised(budget: Budget) -> str:
+    """What a claim says, in words."""
+    return f"epsilon {budget.epsilon:g}, delta {budget.delta:g}"
 
 
 def less_noise(share: float) -> Break:
@@ -181,8 +183,19 @@ def noise_pictures(schema: ImageSchema, n: int, rng: np.random.Generator) -> Row
     return Rows(image=images, label=np.arange(n) % schema.n_classes)
 
 
-def _gradients(held: _Held, weights: dict[str, Tensor], inputs: tuple[Tensor, ...], draws: int) -> Tensor:
+def _slopes(losses: Tensor, net: nn.Module, direction: Array) -> Array:
+    """How each loss changes along a direction [p] of the weights, [m]."""
+    weights = list(trainable(net).values())
+    parts = torch.from_numpy(direction).float().split([p.numel() for p in weights])
+    mix = torch.ones(len(losses), requires_grad=True)  # the derivative by its entries tells the losses apart
+    slope = torch.autograd.grad((mix * losses).sum(), weights, create_graph=True)
+    along = sum((s.flatten() @ part for s, part in zip(slope, parts, strict=True)), start=torch.zeros(()))
+    return torch.autograd.grad(along, mix)[0].double().numpy()
+
+
+def _gradients(held: _Held, inputs: tuple[Tensor, ...], draws: int) -> Tensor:
     """The gradient of each record's loss, `[m, p]`."""
+    weights = {name: p.detach() for name, p in trainable(held).items()}
 
     def loss(values: dict[str, Tensor], *record: Tensor) -> Tensor:
         return functional_call(held, values, record).mean()
@@ -241,24 +254,14 @@ class _Watch:
 
     def look(self, gradient: Array, mechanism: PoissonGradient) -> None:
         """Take in one released gradient, [p]."""
-        held = _Held(self._net, self._loss)
-        weights = {name: p.detach() for name, p in trainable(held).items()}
         if self._left == 0:
             self._left, self._inputs = round(1 / mechanism.rate), self._visit()
-            each = _gradients(held, weights, self._inputs, self._draws)
+            each = _gradients(_Held(self._net, self._loss), self._inputs, self._draws)
             self._share = (self._bound / each.norm(dim=1).clamp(min=1e-30)).clamp(max=1.0).double().numpy()
             each *= torch.from_numpy(self._share).float()[:, None]
             self._now = (each @ each.T).double().numpy()
         self._left -= 1
-        inputs = self._inputs
-        sizes = [p.numel() for p in weights.values()]
-        parts = torch.from_numpy(gradient).float().split(sizes)
-        along = {n: part.view(p.shape) for (n, p), part in zip(weights.items(), parts, strict=True)}
-
-        def losses(values: dict[str, Tensor]) -> Tensor:
-            return functional_call(held, values, inputs).reshape(-1, self._draws).mean(1)
-
-        slopes = jvp(losses, (weights,), (along,))[1].detach().double().numpy()
+        slopes = _slopes(self._loss(self._net, *self._inputs).reshape(-1, self._draws).mean(1), self._net, gradient)
         self._seen += self._share * slopes * mechanism.size
         self._gram += self._now
         self._noise = (mechanism.noise_multiplier * self._bound / mechanism.rate) ** 2

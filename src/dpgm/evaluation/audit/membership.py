@@ -87,37 +87,30 @@ def audit_membership(
     seen = door(look, reason=REASON, audience=audience)
     scores: dict[str, Array] = seen["scores"]
     m = len(scores["nearest"]) // 2
-    slacks = _slacks(claim, guarantee, m, 1 - confidence)
-    sure = 1 - (1 - confidence) / (len(slacks) * len(scores))
+    slack, claimed = _replaced(claim, guarantee, m, 1 - confidence)
+    sure = 1 - (1 - confidence) / len(scores)
 
-    def attack(scores: dict[str, Array]) -> tuple[list[Bound], str, Guesses]:
-        tried = {
-            k: [guess_pairs(s[:m] - s[m:], delta=d, confidence=sure) for d, _ in slacks] for k, s in scores.items()
-        }
-        bounds = [
-            Bound(delta=d, claimed=claimed, found=max(guesses[i].found for guesses in tried.values()))
-            for i, (d, claimed) in enumerate(slacks)
-        ]
-        which = max(tried, key=lambda k: (tried[k][-1].found, tried[k][-1].right / tried[k][-1].made))
-        return bounds, which, tried[which][-1]
+    def attack(scores: dict[str, Array]) -> tuple[Bound, str, Guesses]:
+        tried = {k: guess_pairs(s[:m] - s[m:], delta=slack, confidence=sure) for k, s in scores.items()}
+        which = max(tried, key=lambda k: (tried[k].found, tried[k].right / tried[k].made))
+        return Bound(delta=slack, claimed=claimed, found=tried[which].found), which, tried[which]
 
-    bounds, which, guesses = attack(scores)
-    caught = [share for share, twin in seen["twins"].items() if any(b.beaten for b in attack(twin)[0])]
-    twin = (
-        f"samples that copy {caught[0]:.0%} of the records" if caught else "none, not even samples that copy them all"
-    )
+    bound, which, guesses = attack(scores)
+    caught = [share for share, twin in seen["twins"].items() if attack(twin)[0].beaten]
+    none = "none, not even samples that copy all records"
+    twin = f"samples that copy {caught[0]:.0%} of the records" if caught else none
     rates = {k: _rates(s[:m], s[m:]) for k, s in scores.items()}
     words = f"1 run, {m:,} pairs; {guesses.right:,} of {guesses.made:,} guesses right (by {which})"
     return Audit(
-        name=name,
+        name=f"{name}, {guarantee.relation.value} at epsilon {guarantee.epsilon:.4g}, delta {guarantee.delta:g}",
         relation=Relation.REPLACE,
         evidence=guarantee.evidence,
-        stated=bounds[0],
-        best=max(bounds, key=lambda b: b.found - b.claimed),
+        stated=bound,
+        best=bound,
         trials=m,
         held_out=m,
         confidence=confidence,
-        ceiling=guess_ceiling(m, delta=slacks[-1][0], confidence=sure),
+        ceiling=guess_ceiling(m, delta=slack, confidence=sure),
         pair="a train record or a held-out one of its class, if the two parts are a random split of one population",
         twin=twin,
         kind="membership",
@@ -196,21 +189,19 @@ def _paired(
     return np.concatenate(ones)[order], np.concatenate(others)[order]
 
 
-def _slacks(claim: Claim, guarantee: Guarantee, pairs: int, alarm: float) -> list[tuple[float, float]]:
-    """Pairs (delta, epsilon) that the claim implies for a *replaced* record: at the stated delta and at a small one.
+def _replaced(claim: Claim, guarantee: Guarantee, pairs: int, alarm: float) -> tuple[float, float]:
+    """(delta, epsilon) that the claim implies for a *replaced* record, at a delta that costs little.
 
     Under add/remove a replaced record is two steps: (2 epsilon, (1 + e^epsilon) delta).
     """
-    found: list[tuple[float, float]] = []
-    for delta in dict.fromkeys((guarantee.delta, crumb(guarantee.delta, pairs, alarm))):
-        try:
-            epsilon = claim(delta)
-        except PrivacyError:  # a bare claim says nothing at another delta
-            continue
-        twice = guarantee.relation is Relation.ADD_REMOVE
-        slack = delta * (1 + math.exp(min(epsilon, 700.0))) if twice else delta
-        found.append((min(slack, 1.0), 2 * epsilon if twice else epsilon))
-    return found
+    delta = crumb(guarantee.delta, pairs, alarm)
+    try:
+        epsilon = claim(delta)
+    except PrivacyError:  # a bare claim says nothing at another delta
+        delta, epsilon = guarantee.delta, guarantee.epsilon
+    if guarantee.relation is Relation.REPLACE:
+        return delta, epsilon
+    return min(1.0, delta * (1 + math.exp(min(epsilon, 700.0)))), 2 * epsilon
 
 
 def _rates(members: Array, strangers: Array) -> dict[str, float]:

@@ -102,7 +102,7 @@ def _methods(*, quick: bool) -> Iterator[Job]:
         for options in forms(kind):
             for relation in Relation:
                 for budget in BUDGETS:
-                    words = [f"{v}" for v in options.values()] + [relation.value, f"delta {budget.delta:g}"]
+                    words = [f"{v}" for v in options.values()] + [relation.value, *["pure"] * (budget.delta == 0)]
                     first = name in _QUICK and relation is Relation.ADD_REMOVE and budget.delta > 0
                     run = partial(attack_method, kind, options, relation, budget, **terms)
                     yield Job(name=f"{name}, {', '.join(words)}", run=run, quick=first)
