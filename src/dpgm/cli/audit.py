@@ -31,8 +31,9 @@ class _Audit:
     """What the command takes.
 
     Attributes:
-        name: a method (every mechanism of its plan is audited, on tiny pictures), the folder of a finished run, "twins"
-            for all broken twins or the name of one of them, or "all" for everything there is.
+        name: a method (every mechanism of its plan is audited, on tiny pictures), "twins" for all broken twins or the
+            name of one of them, or "all" for everything there is; or the folder of a finished run, which has options of
+            its own: dpgm audit RUN --help.
         privacy: the method's form, where it has several; "published" runs the counterexample to the paper's.
         kind: "mechanism" draws every mechanism many times; "canary" trains and guesses which canaries took part (by
             DP-SGD once, beside its broken twins; pge published by many small networks).
