@@ -108,13 +108,13 @@ class Spec:
     folder: Path = Path()
 
     def cells(self) -> list[Cell]:
-        """Every run, the most telling first: seed by seed, then epsilon by epsilon as listed, then set by set."""
+        """Every run, the most telling first: seed by seed, then epsilon by epsilon and row by row as listed."""
         found = [
             Cell(row=row, data=data, epsilon=None if row.is_real else epsilon, seed=seed)
             for seed in self.seeds
             for epsilon in dict.fromkeys([*self.epsilon, *(e for r in self.rows for e in r.epsilon or ())])
-            for data in self.data
             for row in sorted(self.rows, key=lambda r: not r.is_real)
+            for data in self.data
             if data in (row.data or self.data) and epsilon in (row.epsilon or self.epsilon)
         ]
         return list({cell.id: cell for cell in found}.values())

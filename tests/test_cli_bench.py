@@ -1,0 +1,60 @@
+"""`dpgm bench` as a user meets it: the real pipeline, killed again and again, and finished all the same."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpgm.evaluation.bench.spec import read_spec
+
+QUICK = Path(__file__).parents[1] / "experiments" / "quick.toml"
+
+
+def test_experiment_files_are_in_order() -> None:
+    for path in QUICK.parent.glob("*.toml"):
+        assert read_spec(path).cells(), path.name
+
+
+@pytest.mark.slow
+def test_a_bench_killed_again_and_again_pays_for_each_cell_once(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [sys.executable, "-c", "import sys; from dpgm.cli import main; sys.exit(main())", "bench", str(QUICK)]
+    words += ["--out", str(out)]
+    seen: dict[Path, int] = {}
+
+    def ledgers() -> list[Path]:
+        return sorted(out.glob("runs/*/ledger.jsonl"))
+
+    def finished() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in out.glob("runs/*/report.html")}
+
+    for more in range(1, 5):  # killed as soon as one more cell has opened its ledger, and a moment later each time
+        count = len(ledgers()) + 1
+        child = subprocess.Popen([*words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 300
+        while len(ledgers()) < count and child.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(0.5 * more)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        time.sleep(1)  # the cell ends with its bench
+        now = finished()
+        assert seen.items() <= now.items(), "a finished cell was lost or done again"
+        seen = now
+    assert subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert seen.items() <= finished().items()
+    results = json.loads((out / "results.json").read_text())
+    assert {c["status"] for c in results["cells"]} == {"done"}
+    assert sum(c["attempts"] for c in results["cells"]) > len(results["cells"]), "nothing was interrupted"
+    assert len(ledgers()) == 8
+    for ledger in ledgers():
+        entries = [json.loads(line) for line in ledger.read_text().splitlines()]
+        assert [e["kind"] for e in entries].count("reserve") == 1, ledger
+        charges = [(e["label"], e["item"], e["until"]) for e in entries if e["kind"] == "charge"]
+        assert len(charges) == len(set(charges)) == 1, ledger
