@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,7 @@ class FakeRay:
 
         class Remote:
             def __init__(self, fn: Callable[[Any], Any]) -> None:
+                assert isfunction(fn), "Ray refuses callable objects"
                 self.remote = lambda item: (fn, item)
 
         return Remote
@@ -189,10 +191,16 @@ class FakeRay:
         return [fn(item) for fn, item in done]
 
 
+class Doubler:
+    def __call__(self, item: int) -> int:
+        return 2 * item
+
+
 @pytest.mark.parametrize("executor", [LocalExecutor(2), LocalExecutor(), RayExecutor(2, ray=FakeRay())])
 def test_executors_are_a_map(executor: Executor) -> None:
     assert sorted(executor.map(lambda v: v * v, [1, 2, 3, 4])) == [1, 4, 9, 16]
     assert list(executor.map(lambda v: v, [])) == []
+    assert list(executor.map(Doubler(), [3])) == [6]
     with pytest.raises(ZeroDivisionError):
         list(executor.map(lambda v: 1 // v, [0]))
 

@@ -61,7 +61,11 @@ class RayExecutor:
         """See `Executor`."""
         if not self.ray.is_initialized():
             self.ray.init(log_to_driver=False)
-        remote = self.ray.remote(num_cpus=self.cpus)(fn)
+
+        def call(item: T) -> R:  # Ray takes functions, not callable objects
+            return fn(item)
+
+        remote = self.ray.remote(num_cpus=self.cpus)(call)
         left = [remote.remote(item) for item in items]
         while left:
             done, left = self.ray.wait(left, num_returns=1)
