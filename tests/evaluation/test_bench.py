@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dpgm.evaluation.bench import board, collect
+from dpgm.evaluation.bench import board, collect, text
 from dpgm.evaluation.bench.cell import Workshop
 from dpgm.evaluation.bench.executor import Executor, LocalExecutor, RayExecutor
 from dpgm.evaluation.bench.spec import Spec, option, read_spec
@@ -307,10 +307,20 @@ def test_the_leaderboard_shows_what_there_is(results: dict[str, Any]) -> None:
     assert "79 to 83 %, 5 seeds" in board.render(results)
 
 
+def test_the_page_for_a_repository_says_the_same(results: dict[str, Any]) -> None:
+    page = text.markdown(results)
+    assert "| row | epsilon 0.2 | epsilon 1 | FID[lenet-mnist] | time | CPU | memory | evidence |" in page
+    assert "| merf | 81.00 (2 seeds) | 81.00 (2 seeds) | 3.5 | 4 s | 4 s | 100 MB | proved |" in page
+    assert "| real | 99.00 (2 seeds) | 99.00 (2 seeds) | 3.5 |  |  | 100 MB | not private |" in page
+    assert "- mnist_pge+labeller_eps1_seed0: exit code 1: boom: pge" in page
+
+
 def test_nothing_finished_is_a_page_too(results: dict[str, Any]) -> None:
     for record in results["cells"]:
         record["status"] = collect.PENDING
-    assert "still to be run" in board.render({**results, "summary": collect.summary(results["cells"])})
+    empty = {**results, "summary": collect.summary(results["cells"])}
+    assert "still to be run" in board.render(empty)
+    assert "0 of 8 runs" in text.markdown(empty)
 
 
 def test_the_table_needs_no_pyarrow(results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from dpgm.artefact import read_json, write_json, write_whole
 from dpgm.cli.console import Screen
 from dpgm.cli.options import parse, printable
 from dpgm.cli.pipeline import price
-from dpgm.evaluation.bench import board, collect
+from dpgm.evaluation.bench import board, collect, text
 from dpgm.evaluation.bench.cell import Workshop, end_all
 from dpgm.evaluation.bench.executor import Executor, LocalExecutor, RayExecutor
 from dpgm.evaluation.bench.spec import Cell, read_spec
@@ -131,6 +131,7 @@ def _write(workshop: Workshop, cells: list[Cell], options: _Bench, words: list[s
     }
     write_json(path, results)
     collect.write_table(found, workshop.out)
+    write_whole(workshop.out / text.NAME, lambda p: p.write_text(text.markdown(results), "utf-8"))
     write_whole(workshop.out / board.NAME, lambda p: p.write_text(board.render(results), "utf-8"))
     return results
 

@@ -61,7 +61,7 @@ def _set(data: str, every: Sequence[Json], papers: Sequence[Json], paint: Mappin
         score, title = line["score"], f"{line['row']}, epsilon {line['epsilon']:g}: {100 * line['score']['mean']:.2f} %"
         place = {"y": score["mean"], "low": score.get("low"), "high": score.get("high"), "title": title}
         against_epsilon.setdefault(line["row"], []).append(Point(x=line["epsilon"], **place))
-        seconds = Point(x=max(0.1, line["seconds"]["mean"]), shape=shape[line["epsilon"]], **place)
+        seconds = Point(x=max(0.1, line["cpu_seconds"]["mean"]), shape=shape[line["epsilon"]], **place)
         against_seconds.setdefault(line["row"], []).append(seconds)
     rivals = [line["row"] for line in private if line["method"] in _CLASSIFIERS]
     at = {e: [line for line in private if line["epsilon"] == e] for e in epsilons}
@@ -73,7 +73,7 @@ def _set(data: str, every: Sequence[Json], papers: Sequence[Json], paint: Mappin
         "features": next((line["features"] for line in own if line.get("features")), ""),
         "tables": tables or [empty],
         "by_epsilon": chart(against_epsilon, paint, label="epsilon", joined=True, ticks=epsilons, dashed=rivals),
-        "by_seconds": chart(against_seconds, paint, label="seconds from data to samples", joined=False),
+        "by_seconds": chart(against_seconds, paint, label="seconds of CPU, from data to samples", joined=False),
         "legend": [(name, paint[name]) for name in against_epsilon],
         "shapes": list(zip([f"{e:g}" for e in epsilons], ("circle", "square", "triangle", "diamond"), strict=False)),
         "papers": _papers(data, papers, epsilons),

@@ -1,0 +1,55 @@
+"""Results as a page of Markdown that stands in a repository."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpgm.evaluation.bench.board import duration, interval, number, percent
+from dpgm.evaluation.bench.collect import FAILED
+
+NAME = "results.md"
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """A table for each data set, a row for each line of the leaderboard, a column for each epsilon."""
+    machine, cells = results["machine"], results["cells"]
+    out = [f"# {results['title']}", ""]
+    out += [results["about"], ""] if results["about"] else []
+    out += [
+        f"    {results['command']}",
+        "",
+        f"{machine['processor']}, {machine['cores']} cores, {machine['jobs']} runs at a time with {machine['threads']} "
+        f"threads each; Python {machine['python']}, dpgm {machine['dpgm']}, torch {machine['torch']}. "
+        f"{sum(c['status'] == 'done' for c in cells)} of {len(cells)} runs are finished; together they took "
+        f"{duration(results['wall_seconds'])}. {results['samples']} synthetic records a run; train on synthetic, test "
+        "on real. Time is from reading the data to having the samples; seconds of CPU count all cores.",
+        "",
+    ]
+    for data in dict.fromkeys(line["data"] for line in results["summary"]):
+        out += _table(data, [line for line in results["summary"] if line["data"] == data])
+    failed = [f"- {c['cell']}: exit code {c['code']}: {c['error']}" for c in cells if c["status"] == FAILED]
+    return "\n".join([*out, *(["## Failed", "", *failed, ""] if failed else [])])
+
+
+def _table(data: str, lines: list[dict[str, Any]]) -> list[str]:
+    epsilons = sorted({x["epsilon"] for x in lines if x["epsilon"] is not None})
+    rows: dict[str, dict[Any, dict[str, Any]]] = {}
+    for line in lines:
+        if line["n"]:
+            rows.setdefault(line["row"], {})[line["epsilon"]] = line
+    features = next((x["features"] for x in lines if x.get("features")), "")
+    head = ["row", *(f"epsilon {e:g}" for e in epsilons), f"FID[{features}]", "time", "CPU", "memory", "evidence"]
+    out = [f"## {data}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for name, at in rows.items():
+        scores = [_score(at.get(e) or at.get(None)) for e in epsilons]
+        first = next(at[e] for e in (None, 1.0, *epsilons) if e in at)
+        costs = [duration(first[k]["mean"]) if first["epsilon"] else "" for k in ("seconds", "cpu_seconds")]
+        memory = f"{first['peak_memory_mb']['mean']:.0f} MB"
+        cells = [name, *scores, number(first.get("fid")), *costs, memory, first["evidence"]]
+        out.append(f"| {' | '.join(cells)} |")
+    return [*out, "", f"FID, time and memory are those at epsilon {'1' if 1.0 in epsilons else 'shown first'}.", ""]
+
+
+def _score(line: dict[str, Any] | None) -> str:
+    return "" if line is None else f"{percent(line['score'])} ({interval(line['score'], scale=100)})"
