@@ -115,9 +115,22 @@ def test_figures_take_nothing_for_granted() -> None:
     )
     table = np.array([[3.0, 10960.0], [np.nan, np.nan], [29.0, 11000.0]])
     shown = describe(table, table, schema)
-    assert [len(c["bars"]) for c in shown["columns"]] == [13, 11]
+    assert [len(c["bars"]) for c in shown["columns"]] == [13, 4]  # two crowded days, and what lies between
     assert all(sum(c["synthetic"]) == pytest.approx(1, abs=1e-4) for c in shown["columns"])
     assert shown["dependence"]["real"][0][0] == pytest.approx(1.0)
     empty = describe(table[:0], None, schema)
     assert sum(empty["columns"][0]["synthetic"]) == 0
     assert "<svg" in figures(shown)
+
+
+def test_crowded_values_have_bars_of_their_own_and_bars_say_what_they_hold() -> None:
+    schema = TableSchema(
+        columns=(Column(name="gain", kind="integer", low=0, high=999), Column(name="x", kind="number", low=0, high=1))
+    )
+    table = np.stack([np.r_[np.zeros(900), np.arange(1, 101)], np.linspace(0, 1, 1000)], 1)
+    gain, x = describe(table, None, schema)["columns"]
+    assert (gain["bars"][0], gain["synthetic"][0]) == ("0", 0.9)
+    assert gain["bars"][-1].endswith("to 100")
+    assert len(gain["bars"]) == 9
+    assert x["synthetic"] == pytest.approx([0.1] * 10, abs=2e-3)
+    assert x["bars"][0] == "0 to 0.1"

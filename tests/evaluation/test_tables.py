@@ -66,6 +66,14 @@ def test_utility_of_a_learnable_and_of_a_mislabelled_table() -> None:
     assert utility(train, test, SCHEMA)["boosting"]["auc"] == 0.5
 
 
+def test_a_column_that_lost_all_its_values_is_no_fault() -> None:
+    train = learnable(300, 0)
+    missing = [j for j, c in enumerate(SCHEMA.columns) if c.missing]
+    train[:, missing] = np.nan
+    assert missing
+    assert 0 <= utility(train, learnable(200, 1), SCHEMA)["boosting"]["auc"] <= 1
+
+
 def test_evaluation_lists_its_look_at_real_train_records() -> None:
     test = Rows(table=learnable(200, 1))
     door = public_door(lambda: Rows(table=learnable(300, 3)))

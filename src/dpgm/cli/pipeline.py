@@ -96,18 +96,22 @@ def plan_command(words: list[str]) -> int:
     check_takes(method, schema)
     plan = method.plan(schema, relation=RELATIONS[options.privacy.relation], budget=options.privacy.budget(schema))
     guarantee = plan.guarantee()
+    asks = [{"mechanism": m.cost(plan.relation).name, "times": n} for m, n in plan.items]
+    if bounds.private_columns(schema):
+        words_of_it = f"bounds ({options.privacy.bounds_share:.0%} of the budget; the rest is the method's)"
+        asks.insert(0, {"mechanism": words_of_it, "times": 1})
     value = {
         "method": method.to_json(),
         "schema": schema.to_json(),
         "guarantee": guarantee.to_json(),
         "plan": dict(plan.details),
-        "asks": [{"mechanism": m.cost(plan.relation).name, "times": n} for m, n in plan.items],
+        "asks": asks,
         "seconds": plan.seconds,
         "memory_mb": plan.memory_mb,
     }
     lines = [
         guarantee.headline(),
-        *(f"asks {a['times']} x {a['mechanism']}" for a in value["asks"]),
+        *(f"asks {a['times']} x {a['mechanism']}" for a in asks),
         *(f"{k}: {v:.6g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plan.details.items()),
         f"expected: about {plan.seconds:.0f} s and {plan.memory_mb:.0f} MB on two CPU cores, before evaluation",
     ]

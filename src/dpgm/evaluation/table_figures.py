@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,8 @@ MOST = 12
 def describe(synthetic: Table, real: Table | None, schema: TableSchema) -> dict[str, Any]:
     """What the figures show, as plain JSON: shares of the values of each column, and Cramér's V of each pair.
 
-    Bars of numbers are tenths of the *synthetic* values, so that no bar's edge tells of real records.
+    Bars of numbers are tenths of the *synthetic* values, so that no bar's edge tells of real records; a value of more
+    than a fifth of them has its own bar.
 
     Args:
         synthetic: records [n, columns].
@@ -65,11 +67,9 @@ def _bars(x: NDArray[np.float64], column: Column) -> tuple[list[str], Any]:
         def code(v: NDArray[np.float64]) -> NDArray[np.int64]:
             return place[np.nan_to_num(v).astype(int)]
     else:
-        known = x[~np.isnan(x)]
-        edges = np.unique(np.quantile(known, np.linspace(0, 1, 11))) if len(known) else np.array(column.bounds)
-        edges = edges if len(edges) > 1 else np.array([edges[0], edges[0] + 1])
+        edges = _edges(x[~np.isnan(x)], column)
         inner = edges[1:-1]
-        names = [_number(e, column) for e in edges[:-1]]
+        names = [_range(a, b, column) for a, b in itertools.pairwise(edges)]
 
         def code(v: NDArray[np.float64]) -> NDArray[np.int64]:
             return np.searchsorted(inner, np.nan_to_num(v), side="right")
@@ -78,6 +78,27 @@ def _bars(x: NDArray[np.float64], column: Column) -> tuple[list[str], Any]:
         return names, lambda v: code(v).astype(np.int64)
     gone = len(names)
     return [*names, "missing"], lambda v: np.where(np.isnan(v), gone, code(v)).astype(np.int64)
+
+
+def _edges(known: NDArray[np.float64], column: Column) -> NDArray[np.float64]:
+    """Where bars of numbers begin, and the end of the last: tenths, and crowded values by themselves."""
+    if not len(known):
+        return np.array(column.bounds)
+    values, counts = np.unique(known, return_counts=True)
+    crowded = values[counts > len(known) / 5]
+    step = 1.0 if column.whole else 1e-9 * max(1.0, float(np.abs(known).max()))
+    rest = known[~np.isin(known, crowded)]
+    tenths = np.quantile(rest, np.linspace(0, 1, 11 - 2 * len(crowded))) if len(rest) else rest
+    tenths = np.floor(tenths) if column.whole else tenths
+    edges = np.unique(np.concatenate([tenths[:-1], crowded, crowded + step]))
+    edges = edges[edges <= known.max()]
+    return np.append(edges, float(known.max()) + step)
+
+
+def _range(low: float, high: float, column: Column) -> str:
+    """A bar's values in words: the first, and the last where it differs."""
+    first, last = _number(low, column), _number(high - 1 if column.whole else high, column)
+    return first if first == last else f"{first} to {last}"
 
 
 def _number(value: float, column: Column) -> str:
@@ -112,7 +133,8 @@ def figures(described: Any) -> Markup:
     maps = "".join(_map(dependence["names"], dependence[k], k) for k in ("synthetic", "real") if k in dependence)
     return Markup(
         "<section><h2>Column by column</h2>"
-        f'<p class="soft small">{key}. Shares of the records; numbers in tenths of the synthetic values.</p>'
+        f'<p class="soft small">{key}. Shares of the records; numbers in tenths of the synthetic values, '
+        "crowded values by themselves. Point at a bar for its values.</p>"
         '<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(min(15rem,100%),1fr));gap:1rem 1.4rem">'
         f"{charts}</div></section>"
         "<section><h2>How columns hang together</h2>"

@@ -123,6 +123,8 @@ def utility(train: Table, test: Table, schema: TableSchema, *, seed: int = 0) ->
         constant = {"auc": 0.5, "f1": 0.0, "accuracy": float((truth == (y[0] if len(y) else 0)).mean())}
         return {"logreg": constant, "boosting": dict(constant)}
     flat, flat_test = _one_hot(x, z, [len(c.values) or 2 if d else 0 for c, d in zip(columns, discrete, strict=True)])
+    empty = np.isnan(x).all(axis=0)  # boosting cannot take a column without a value
+    x, z = np.where(empty, 0.0, x), np.where(empty, 0.0, z)
     wide = [d and len(c.values) > 200 for c, d in zip(columns, discrete, strict=True)]  # more than boosting takes
     boosting = HistGradientBoostingClassifier(
         random_state=seed % 2**32,
