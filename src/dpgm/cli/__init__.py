@@ -13,7 +13,7 @@ COMMANDS = {
     "run": ("pipeline", "read, plan, privatise once, train, sample, evaluate, report: all in one folder"),
     "plan": ("pipeline", "what a run would promise and cost, without reading a row"),
     "fit": ("pipeline", "the part of a run up to the trained model"),
-    "train": ("pipeline", "train again on a release, for free"),
+    "train": ("training", "train again on a release, for free"),
     "sample": ("afterwards", "draw synthetic records from a finished run"),
     "evaluate": ("afterwards", "train classifiers on the samples, test them on real test records"),
     "reference": ("afterwards", "the same classifiers trained on public real records"),
