@@ -151,7 +151,7 @@ def to_numbers(frame: pd.DataFrame, schema: TableSchema) -> Table:
     out = np.empty((len(frame), len(schema.columns)))
     for j, column in enumerate(schema.columns):
         out[:, j] = _numbers(frame[column.name], column, schema.missing_marks)
-    return out
+    return schema.in_order(out)
 
 
 def _numbers(series: Any, column: Column, marks: tuple[str, ...]) -> NDArray[np.float64]:

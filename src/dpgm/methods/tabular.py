@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpgm.mechanisms.tables import Cells, Marginals
-from dpgm.methods.base import Batch, Model, Release, Tensors
+from dpgm.methods.base import Model, Release, Tensors
 from dpgm.methods.table_batch import TableBatch, table_batch
 from dpgm.nets.mixture import ProductMixture, Targets
 from dpgm.schema import Column, SchemaError, TableSchema
@@ -27,6 +27,8 @@ from dpgm.schema.table import Table
 
 FINE = 256
 """Intervals of a numeric column in the first round, at most about."""
+_REDRAWS = 10
+"""Times that records which break a declared order are drawn again, before they are put in order."""
 _STANDS_OUT = 3.0
 """Standard deviations of noise above which a count is taken for real."""
 
@@ -257,10 +259,16 @@ class TableModel(Model):
             raise SchemaError(f"labels have shape {chosen.shape}; give one for each of the {n} records")
         if not n:
             return table_batch(np.zeros((0, len(schema.columns))), schema)
-        return table_batch(self.records(chosen.astype(np.int64), rng), schema)
+        return self._sample(chosen.astype(np.int64), rng)
 
-    def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
-        return table_batch(self.records(labels, rng), self.table_schema)
+    def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> TableBatch:
+        schema, table = self.table_schema, self.records(labels, rng)
+        for _ in range(_REDRAWS):
+            bad = schema.disordered(table)
+            if not bad.any():
+                break
+            table[bad] = self.records(labels[bad], rng)
+        return table_batch(schema.in_order(table), schema)
 
 
 def _positions(labels: Any, schema: TableSchema) -> NDArray[np.int64]:

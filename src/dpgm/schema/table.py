@@ -124,12 +124,14 @@ class TableSchema:
         label: name of the column that a classifier would predict, a category or boolean; None for none.
         missing_marks: texts that stand for a missing value, where a column does not list them as a category.
         size: the *declared* number of records, a public round figure; None when nobody declared one.
+        ordered: pairs (a, b) of columns of numbers or dates with a <= b wherever neither is missing.
     """
 
     columns: tuple[Column, ...]
     label: str | None = None
     missing_marks: tuple[str, ...] = ("", "NA", "NaN", "nan", "?")
     size: int | None = None
+    ordered: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         names = self.names
@@ -145,6 +147,16 @@ class TableSchema:
             raise SchemaError("values may be missing, but missing_marks is empty; give at least one text, e.g. ''")
         if self.size is not None and self.size < 2:
             raise SchemaError(f"declared size is {self.size}; allowed is 2 or more records")
+        for pair in self.ordered:
+            if len(pair) != 2 or not set(pair) <= set(names) or pair[0] == pair[1]:
+                raise SchemaError(f"ordered has {list(pair)}; write pairs of two of the columns, the smaller one first")
+            a, b = (self[name] for name in pair)
+            if {"category", "boolean"} & {a.kind, b.kind} or (a.kind == "date") != (b.kind == "date"):
+                raise SchemaError(
+                    f"ordered has {list(pair)}; only two columns of numbers, or two of dates, have an order"
+                )
+            if a.bounds[0] > b.bounds[1]:
+                raise SchemaError(f"ordered has {list(pair)}, but '{a.name}' begins where '{b.name}' has ended")
 
     def __getitem__(self, name: str) -> Column:
         return self.columns[self.names.index(name)]
@@ -184,7 +196,7 @@ class TableSchema:
             "label": self.label,
             "missing_marks": list(self.missing_marks),
             "size": self.size,
-        }
+        } | ({"ordered": [list(pair) for pair in self.ordered]} if self.ordered else {})
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> TableSchema:
@@ -198,7 +210,27 @@ class TableSchema:
         fields = {k: v for k, v in value.items() if k not in ("kind", "columns")}
         if "missing_marks" in fields:
             fields["missing_marks"] = tuple(map(str, fields["missing_marks"]))
+        fields["ordered"] = tuple(tuple(map(str, pair)) for pair in fields.get("ordered", ()))
         return TableSchema(columns=tuple(map(_column, columns)), **fields)
+
+    def disordered(self, table: Table) -> NDArray[np.bool_]:
+        """Which records [n] break an order."""
+        broken = np.zeros(len(table), bool)
+        for a, b in self.ordered:
+            broken |= table[:, self.names.index(a)] > table[:, self.names.index(b)]  # false where one is missing
+        return broken
+
+    def in_order(self, table: Table) -> Table:
+        """The records with the larger column of each order raised to the smaller one, as far as bounds allow."""
+        table = table.copy()
+        for _ in self.ordered:  # a chain of orders needs as many passes as it has links
+            for a, b in self.ordered:
+                i, j = self.names.index(a), self.names.index(b)
+                bad = table[:, i] > table[:, j]
+                raised = self[b].settle(table[bad, i])
+                lowered = np.minimum(table[bad, i], raised)  # where bounds or rounding hold the larger one back
+                table[bad, j], table[bad, i] = raised, np.floor(lowered) if self[a].whole else lowered
+        return table
 
     def check(self, rows: Rows) -> None:
         """Raise `SchemaError` unless `rows` fit: `table` float64 [n, columns] of allowed numbers."""
@@ -217,6 +249,8 @@ class TableSchema:
             x = x[~missing]
             if not ((x >= low) & (x <= high)).all() or (column.whole and (x != np.round(x)).any()):
                 raise SchemaError(f"column '{column.name}' holds values that its declaration does not allow")
+        if self.disordered(table).any():
+            raise SchemaError(f"records break one of the orders {[list(pair) for pair in self.ordered]}")
 
 
 def _column(value: Any) -> Column:
