@@ -37,6 +37,8 @@ method = "merf"
 steps = 50
 balanced = true
 widths = [3, 4]
+[row.on.mnist]
+widths = [5]
 
 [[row]]
 method = "pge"
@@ -109,7 +111,7 @@ def test_words_are_those_of_a_run(spec: Spec, tmp_path: Path) -> None:
     assert words == (
         f"run mnist --data-dir {tmp_path} --seed 0 --samples 100 --out o --classifiers cnn --fid-features lenet "
         "--method merf --epsilon 1 --relation add-remove --evaluate True --delta 1e-05 "
-        "--steps 50 --balanced --widths 3 4"
+        "--steps 50 --balanced --widths 5"
     )
     assert "--labeller 0.3" in " ".join(spec.words(pge, data_dir=None, out=Path("o")))
     assert spec.words(real, data_dir=None, out=Path("o"))[0] == "reference"
@@ -139,6 +141,7 @@ def test_own_sets_are_found_beside_the_file(tmp_path: Path) -> None:
         (('method = "pge"', 'method = "pge"\nname = "../x"'), "cannot name a folder"),
         (('method = "pge"', 'method = "pge"\nlabler = 1'), "row 2 has no key"),
         (('method = "pge"', 'method = "pge"\ndata = ["usps"]'), "does not list"),
+        (("[row.on.mnist]", "[row.on.usps]"), "does not list"),
         (('method = "pge"', 'method = "pge"\nrelation = "swap"'), "add-remove, replace"),
         (('method = "pge"\n', ""), "row 2 names no method"),
         (('method = "real"', 'method = "real"\nlabeller = 0.3'), "takes no options"),

@@ -28,6 +28,7 @@ class Row:
         name: how the table calls it; by default the method's name, with "+labeller" where it has one.
         method: a name of `dpgm methods`, or "real" for the same classifiers trained on real records (not private).
         options: the method's own options.
+        on: further options on single sets, by public knowledge of the set: {"mnist": {"picture": "strokes"}}.
         labeller: share of the budget for a labeller.
         relation: which data sets are neighbours; by default the experiment's.
         allow: run it although its evidence is weak.
@@ -37,6 +38,7 @@ class Row:
     name: str = ""
     method: str = ""
     options: Options = field(default_factory=dict)
+    on: Mapping[str, Options] = field(default_factory=dict)
     labeller: float | None = None
     relation: str | None = None
     allow: str | None = None
@@ -138,7 +140,8 @@ class Spec:
         words += ["--evaluate", "True"]
         for name, value in (("delta", self.delta), ("labeller", row.labeller), ("allow", row.allow)):
             words += [] if value is None else option(name, value)
-        return [*words, *(w for name, value in row.options.items() for w in option(name, value))]
+        options = {**row.options, **row.on.get(cell.data, {})}
+        return [*words, *(w for name, value in options.items() for w in option(name, value))]
 
     def data_words(self, name: str, data_dir: Path | None) -> list[str]:
         """How a command line names a set."""
@@ -198,6 +201,7 @@ def _row(value: Any, where: str) -> Row:
 def _take(kind: type[Any], raw: Mapping[str, Any], where: str, **known: Any) -> Any:
     hints = {
         "options": dict,
+        "on": dict,
         "sets": dict,
         "labeller": float | None,
         "delta": float | None,
@@ -229,9 +233,9 @@ def _check(spec: Spec) -> None:
         if relation not in _RELATIONS:
             raise SchemaError(f"relation is {relation!r}; allowed are {', '.join(_RELATIONS)}")
     for row in spec.rows:
-        if missing := sorted(set(row.data or ()) - set(spec.data)):
+        if missing := sorted({*(row.data or ()), *row.on} - set(spec.data)):
             raise SchemaError(f"row '{row.name}' runs on {missing}, which data = [...] does not list")
-        if row.is_real and (row.options or row.labeller or row.epsilon):
+        if row.is_real and (row.options or row.on or row.labeller or row.epsilon):
             raise SchemaError(f"row '{row.name}' is of real records: it takes no options, labeller or epsilon")
     if any(not e > 0 for e in (*spec.epsilon, *(e for r in spec.rows for e in r.epsilon or ()))):
         raise SchemaError("epsilon must be above 0 everywhere")
