@@ -140,3 +140,36 @@ def test_later_parts_claim_nothing():
     assert mechanism(first=False).cost(Relation.REPLACE).evidence is Evidence.REFUTED
     with pytest.raises(PrivacyError, match="mask is 2"):
         mechanism(mask=2)
+
+
+def second_moment(response, *, epsilon, batches=3000):
+    """The mean of R(v) R(v)^T over batches of 16 vectors in 3 dimensions, [3, 3]."""
+    coins, total = np.random.default_rng(0), torch.zeros(3, 3, dtype=torch.float64)
+    for _ in range(batches):
+        r = response(torch.from_numpy(coins.standard_normal((16, 3))), epsilon=epsilon, k=3, coins=coins)
+        total += r.T @ r / (16 * batches)
+    return total
+
+
+def worst(moment):
+    """The largest entry of |moment - I| in standard errors, had the vectors of a batch been drawn apart."""
+    error = torch.full((3, 3), 1.0) + torch.eye(3)
+    return float(((moment - torch.eye(3)).abs() / (error / (16 * 3000)).sqrt()).max())
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1.0, 10.0])
+def test_the_response_leaves_the_law_of_its_vectors_alone(epsilon):
+    """So the expected loss is that of plain score matching, whatever epsilon is.
+
+    Answers of one batch may coincide, three at a time on average, so |z| < 2 * 5.3 (below 2e-6 over all entries).
+    """
+    assert worst(second_moment(nearest_response, epsilon=epsilon)) < 2 * 5.3
+
+
+def test_a_response_that_looks_at_lengths_is_caught():
+    def longest(v, *, epsilon, k, coins):
+        near = (v @ v.T).topk(k, dim=1).indices  # by product instead of angle
+        del epsilon
+        return v[near[torch.arange(len(v)), torch.from_numpy(coins.integers(k, size=len(v)))]]
+
+    assert worst(second_moment(longest, epsilon=0.0)) > 2 * 5.3

@@ -35,7 +35,7 @@ class Published(Method):
 
     **Guarantee**: none; evidence REFUTED (docs/proofs/perturbed-projections.md).
     **Source**: Liu et al. 2024, Algorithms 1 and 2.
-    **Differs from the paper**: see docs/methods/pge-published.md, which lists every choice that the paper leaves open.
+    **Differs from the paper**: see docs/pge-published.md, which lists every choice that the paper leaves open.
 
     Attributes:
         net: "unet", that of DP diffusion models (extra `diffusion`), or "small", of 95 thousand weights.

@@ -2,7 +2,7 @@
 
 from dpgm.samplers.diffusion import ddim, heun, sigma_schedule
 from dpgm.samplers.hamiltonian import hmc, pge_steps, splitting, tune_step_size, unadjusted_hmc
-from dpgm.samplers.kernel import Chain, Info, Kernel, State, anneal, chain, run
+from dpgm.samplers.kernel import Chain, Info, Kernel, State, anneal, chain, run, stalled
 from dpgm.samplers.langevin import annealed_langevin, mala, ula
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "run",
     "sigma_schedule",
     "splitting",
+    "stalled",
     "tune_step_size",
     "ula",
     "unadjusted_hmc",

@@ -70,8 +70,8 @@ class Chain(NamedTuple):
 
     Attributes:
         x: final positions [n, ...].
-        acceptance: mean acceptance over chains, one value a step [n_steps].
-        divergent: share of divergent chains, one value a step [n_steps].
+        acceptance: mean acceptance over chains, one value a step done [n_steps].
+        divergent: share of divergent chains, one value a step done [n_steps].
         kept: what `keep` returned, stacked over the kept steps [n_kept, ...]; None without `keep`.
     """
 
@@ -117,10 +117,34 @@ def evaluator(energy: Energy, score: Score | None) -> Callable[[Tensor], tuple[T
     return both
 
 
+def stalled(*, below: float, patience: int = 3) -> Callable[[Info], bool]:
+    """An early stop for `run`: true once the mean acceptance was under `below` in `patience` steps on end.
+
+    Where moves are refused over and over, further steps cost evaluations and change nothing: shorten the step.
+    """
+    if not 0 < below <= 1 or patience < 1:
+        raise ValueError(f"below is {below}, patience {patience}; allowed are 0 < below <= 1 and patience >= 1")
+    in_a_row = 0
+
+    def stop(info: Info) -> bool:
+        nonlocal in_a_row
+        in_a_row = in_a_row + 1 if float(info.acceptance.mean()) < below else 0
+        return in_a_row >= patience
+
+    return stop
+
+
 def run(
-    kernel: Kernel, x: Tensor, *, n_steps: int, rng: torch.Generator, keep: Keep | None = None, thin: int = 1
+    kernel: Kernel,
+    x: Tensor,
+    *,
+    n_steps: int,
+    rng: torch.Generator,
+    keep: Keep | None = None,
+    thin: int = 1,
+    stop: Callable[[Info], bool] | None = None,
 ) -> Chain:
-    """Move all chains `n_steps` times.
+    """Move all chains `n_steps` times, or until `stop` says so.
 
     Args:
         kernel: what moves them.
@@ -129,6 +153,8 @@ def run(
         rng: the only source of randomness.
         keep: maps a state to what shall be remembered of it, e.g. `lambda s: s.x`; called on every `thin`-th state.
         thin: distance of the kept states, 1 or more.
+        stop: is shown what happened in every step and ends the run when it answers true, e.g. `stalled(below=0.05)`;
+            the lengths in the outcome are those of the steps done.
     """
     if n_steps < 0 or thin < 1:
         raise ValueError(f"n_steps is {n_steps}, thin is {thin}; allowed are n_steps >= 0 and thin >= 1")
@@ -139,6 +165,9 @@ def run(
         acceptance[i], divergent[i] = info.acceptance.mean(), info.divergent.to(x.dtype).mean()
         if keep is not None and (i + 1) % thin == 0:
             kept.append(keep(state))
+        if stop is not None and stop(info):
+            acceptance, divergent = acceptance[: i + 1], divergent[: i + 1]
+            break
     return Chain(state.x, acceptance, divergent, torch.stack(kept) if kept else None)
 
 
