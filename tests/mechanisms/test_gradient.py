@@ -207,14 +207,15 @@ def test_local_state_lasts_between_calls_and_starts_anew_for_other_rows():
         values_of(LocalState(), rows, lambda block: torch.zeros(1))
 
 
-def test_local_state_is_forgotten_with_its_token():
+def test_local_state_is_forgotten_with_its_token_or_its_rows():
     before = len(local_state._drawers)
-    state = LocalState()
-    values_of(state, make_rows(3), lambda block: torch.zeros(len(block)))
-    assert len(local_state._drawers) == before + 1
-    del state
-    gc.collect()
-    assert len(local_state._drawers) == before
+    for forgotten in ("state", "rows"):
+        held = {"state": LocalState(), "rows": make_rows(3)}
+        values_of(held["state"], held["rows"], lambda block: torch.zeros(len(block)))
+        assert len(local_state._drawers) == before + 1
+        del held[forgotten]
+        gc.collect()
+        assert len(local_state._drawers) == before
 
 
 def test_other_engines_see_the_same_features_when_there_are_no_rows():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from dpgm.schema import Rows
 class LocalState:
     """A token for values that stay with the private rows; it holds none itself and is neither copied nor saved.
 
-    A run that is resumed makes the values anew: nothing private is ever written down.
+    The values end with the token or with the rows, whichever goes first. A run that is resumed makes them anew: nothing
+    private is ever written down.
     """
 
     __slots__ = ("__weakref__",)
@@ -36,7 +37,7 @@ class LocalState:
 
 @dataclass
 class _Drawer:
-    rows: Rows
+    rows: ref[Rows]
     value: Tensor
 
 
@@ -55,13 +56,21 @@ def values_of(state: LocalState, rows: Rows, first: Callable[[Rows], Tensor]) ->
         ValueError: `first` gives another number of values than there are records.
     """
     drawer = _drawers.get(state)
-    if drawer is None or drawer.rows is not rows:
+    if drawer is None or drawer.rows() is not rows:
         parts: list[Tensor] = []
         for block in rows.blocks(BLOCK):
             part = first(block)
             if len(part) != len(block):
                 raise ValueError("the first values differ in number from the records; give one for each record")
             parts.append(part)
-        drawer = _Drawer(rows, torch.cat(parts) if parts else first(rows))
+        token = ref(state)
+        drawer = _Drawer(ref(rows, lambda _: _empty(token)), torch.cat(parts) if parts else first(rows))
         _drawers[state] = drawer
     return drawer.value
+
+
+def _empty(token: ref[LocalState]) -> None:
+    """Forget the values behind a token whose rows are gone."""
+    state = token()
+    if state is not None:
+        _drawers.pop(state, None)

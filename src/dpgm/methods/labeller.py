@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
+from dpgm.mechanisms.local_state import LocalState
 from dpgm.methods.base import Method, OnNote, Plan, Release, Resume, Talk, Tensors
 from dpgm.methods.classifier import ClassifierModel, gradient_plan
 from dpgm.methods.descent import Descent, descend
 from dpgm.methods.encoder import TorchEncoder, check_encoder
 from dpgm.nets.classifiers import to_unit
-from dpgm.nets.features import Scattering
+from dpgm.nets.features import FeatureMap, Scattering
 from dpgm.nets.whitened import Whitened
 from dpgm.privacy.guarantee import Budget, Relation, Source
 from dpgm.schema import ImageSchema, Schema
@@ -98,7 +100,9 @@ class Labeller(Method):
         encoder = TorchEncoder(module=features(schema, self.dim, self.pictures))
         check_encoder(encoder, schema)
         net = _linear(encoder.dim, schema.n_classes)
-        task = ModuleGradient(module=net, loss=_cross_entropy, clip_norm=self.clip_norm, encoder=encoder)
+        task = ModuleGradient(
+            module=net, loss=_cross_entropy, clip_norm=self.clip_norm, encoder=encoder, state=_state(encoder.module)
+        )
         descent = Descent(net, steps=calls, lr=self.learning_rate(mechanism), rule="momentum", beta=self.MOMENTUM)
         asked = dataclasses.replace(mechanism, task=task)
         used = resume.used.get(0, 0)
@@ -143,6 +147,14 @@ class TrainedLabeller:
 def features(schema: ImageSchema, dim: int, pictures: int) -> Whitened:
     """The labeller's public features for images of this shape; made once in a process."""
     return _features(schema.height, schema.width, schema.channels, dim, pictures)
+
+
+_states: WeakKeyDictionary[FeatureMap, LocalState] = WeakKeyDictionary()
+
+
+def _state(module: FeatureMap) -> LocalState:
+    """Where the rows' features are kept: with the map, so that the next fit to the same rows finds them."""
+    return _states.setdefault(module, LocalState())
 
 
 @lru_cache(maxsize=4)

@@ -21,7 +21,7 @@ def default_delta(size: int) -> float:
 class Rows:
     """Records as equally long columns; it exists only inside the curator, the mechanisms and the readers."""
 
-    __slots__ = ("_columns",)
+    __slots__ = ("__weakref__", "_columns")
 
     def __init__(self, **columns: NDArray[Any]) -> None:
         lengths = {name: len(c) for name, c in columns.items()}
