@@ -79,7 +79,8 @@ class PGE(Method):
             get a public random slant, turn, stretch and bend; "texture" for anything else. A public declaration.
         components: Gaussians a class; None takes 8 where mu of the whole budget is 1 or more, and 1 below;
             always 1 where delta is 0.
-        block: cosine frequencies along each axis of the image.
+        block: cosine frequencies along each axis of the image; None takes 14 for texture where mu of the whole budget
+            is 1 or more, and 10 otherwise.
         temperature: factor on the covariances in sampling; above 1 samples vary more than the records, which teaches
             classifiers their borders. None follows `picture`.
         wobble: strength of the random distortion of finished pictures, 0 or more; None follows `picture`.
@@ -92,7 +93,7 @@ class PGE(Method):
     privacy: Literal["one-shot", "dp-sgd", "published"] = "one-shot"
     picture: Literal["strokes", "texture"] = "texture"
     components: int | None = None
-    block: int = 10
+    block: int | None = None
     temperature: float | None = None
     wobble: float | None = None
     rounds: int = 12
@@ -108,13 +109,13 @@ class PGE(Method):
 
     # ------------------------------------------------------------------------------------------------ private half
 
-    def coordinates(self, schema: Schema) -> Coordinates:
+    def coordinates(self, schema: Schema, block: int) -> Coordinates:
         """The public coordinates of an image."""
         return Coordinates(
             height=schema.height,
             width=schema.width,
             channels=schema.channels,
-            block=self.block,
+            block=block,
             upright=_LOOKS[self.picture].upright,
         )
 
@@ -128,7 +129,9 @@ class PGE(Method):
         pure = budget.delta == 0
         strength = budget.epsilon if pure else accountant.gaussian_mu(budget)
         components = 1 if pure else self.components or (8 if strength >= 1 else 1)
-        dim, numbers = self.coordinates(schema).dim, math.prod(schema.shape)
+        fine = self.picture == "texture" and not pure and strength >= 1
+        block = self.block or (14 if fine else 10)
+        dim, numbers = self.coordinates(schema, block).dim, math.prod(schema.shape)
         moved = 1 if relation is Relation.ADD_REMOVE else 2
         items: list[tuple[Mechanism[Array], int]] = []
         noise: dict[str, float] = {}
@@ -170,6 +173,7 @@ class PGE(Method):
                 "noise_std": dict(noise),
                 "radius": {stage: radius(stage, numbers) for stage in noise},
                 "components": components,
+                "block": block,
                 "coordinates": dim,
                 "pure": pure,
             },
@@ -184,7 +188,7 @@ class PGE(Method):
         if self.privacy == "dp-sgd":
             return (yield from self.denoising.talk(plan, rng=rng, resume=resume, field=self._one_shot()))
         got: Tensors = dict(resume.state or {})
-        coordinates = self.coordinates(plan.schema)
+        coordinates = self.coordinates(plan.schema, int(plan.details["block"]))
         scale = public_scale(coordinates.frequency)
         centre = public_centre(coordinates, _LOOKS[self.picture].grey)
         fit = Fit(coordinates, centre, plan.schema.n_classes, got, plan.details)
@@ -216,7 +220,7 @@ class PGE(Method):
             return self.published.train(release, seed=seed, on_note=on_note)
         if self.privacy == "dp-sgd":
             return self.denoising.train(release, seed=seed, on_note=on_note)
-        coordinates = self.coordinates(release.schema)
+        coordinates = self.coordinates(release.schema, int(release.details["block"]))
         centre = public_centre(coordinates, _LOOKS[self.picture].grey)
         fit = Fit(coordinates, centre, release.schema.n_classes, release.tensors, release.details)
         weights, means, covariances = fit.laws()
@@ -254,12 +258,13 @@ class PGE(Method):
             temperature=look.temperature if self.temperature is None else self.temperature,
             wobble=look.wobble if self.wobble is None else self.wobble,
         )
-        return FieldModel(release, tensors, self.coordinates(release.schema), look, (self.rounds, self.n_leapfrog))
+        coordinates = self.coordinates(release.schema, int(release.details["block"]))
+        return FieldModel(release, tensors, coordinates, look, (self.rounds, self.n_leapfrog))
 
     def _check(self) -> None:
         if self.components is not None and self.components < 1:
             raise SchemaError(f"components is {self.components}; allowed is 1 or more, or none for a choice by budget")
-        if self.block < 1 or self.rounds < 1 or self.n_leapfrog < 1:
+        if (self.block is not None and self.block < 1) or self.rounds < 1 or self.n_leapfrog < 1:
             raise SchemaError(
                 f"block is {self.block}, rounds {self.rounds}, n_leapfrog {self.n_leapfrog}; each must be 1 or more"
             )
