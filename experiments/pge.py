@@ -102,19 +102,8 @@ def results(path: Path) -> list[dict[str, Any]]:
 def show(words: argparse.Namespace) -> None:
     """One line a cell: the mean over the seeds that were run, and each of them."""
     found = results(words.out)
-    head = [
-        "data",
-        "form",
-        "epsilon",
-        "delta",
-        "CNN %",
-        "seeds",
-        "target",
-        "gap",
-        "paper claims (refuted)",
-        "labeller %",
-        "seconds",
-    ]
+    claim = "paper claims (refuted)"
+    head = ["data", "form", "epsilon", "delta", "CNN %", "seeds", "target", "gap", claim, "labeller %", "seconds"]
     print("| " + " | ".join(head) + " |")
     print("|---" * len(head) + "|")
     for data, (form, epsilons) in itertools.product(PICTURES, FORMS.items()):
