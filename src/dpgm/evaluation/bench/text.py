@@ -39,16 +39,18 @@ def _table(data: str, lines: list[dict[str, Any]]) -> list[str]:
         if line["n"]:
             rows.setdefault(line["row"], {})[line["epsilon"]] = line
     features = next((x["features"] for x in lines if x.get("features")), "")
-    head = ["row", *(f"epsilon {e:g}" for e in epsilons), f"FID[{features}]", "time", "CPU", "memory", "evidence"]
+    seen = [f"FID[{features}]"] if features else []
+    head = ["row", *(f"epsilon {e:g}" for e in epsilons), *seen, "time", "CPU", "memory", "evidence"]
     out = [f"## {data}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, at in rows.items():
         scores = [_score(at.get(e) or at.get(None)) for e in epsilons]
         first = next(at[e] for e in (None, 1.0, *epsilons) if e in at)
         costs = [duration(first[k]["mean"]) if first["epsilon"] else "" for k in ("seconds", "cpu_seconds")]
         memory = f"{first['peak_memory_mb']['mean']:.0f} MB"
-        cells = [name, *scores, number(first.get("fid")), *costs, memory, first["evidence"]]
+        cells = [name, *scores, *(number(first.get("fid")) for _ in seen), *costs, memory, first["evidence"]]
         out.append(f"| {' | '.join(cells)} |")
-    return [*out, "", f"FID, time and memory are those at epsilon {'1' if 1.0 in epsilons else 'shown first'}.", ""]
+    shown = f"{1 if 1.0 in epsilons else epsilons[0]:g}" if epsilons else ""
+    return [*out, "", *([f"Whatever is no score is at epsilon {shown}.", ""] if shown else [])]
 
 
 def _score(line: dict[str, Any] | None) -> str:
