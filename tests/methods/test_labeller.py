@@ -212,3 +212,15 @@ def test_an_interrupted_talk_of_both_goes_on_where_it_stood(digits, tmp_path):
         assert book.used("fit", 1) == 20
     assert (done.tensors["generator.sums"] == states[-1]["released.sums"]).all()
     assert done.tensors["labeller.weight"].shape == (10, 9 * 16)
+
+
+def test_what_is_free_of_the_generator_is_free_of_both(release):
+    method = release.method
+    longer = dataclasses.replace(method, generator=dataclasses.replace(method.generator, steps=3), mode="relabel")
+    assert method.retrained(longer) is longer
+    with pytest.raises(SchemaError, match=r"dim.*decided what was released"):
+        method.retrained(dataclasses.replace(method, generator=dataclasses.replace(method.generator, dim=98)))
+    with pytest.raises(SchemaError, match=r"share.*decided what was released"):
+        method.retrained(dataclasses.replace(method, share=0.4))
+    with pytest.raises(SchemaError, match="not by 'merf'"):
+        method.retrained(method.generator)

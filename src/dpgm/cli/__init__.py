@@ -21,7 +21,7 @@ COMMANDS = {
     "bench": ("bench", "many runs under one protocol, and a leaderboard of them"),
     "report": ("afterwards", "write report.html of a run folder"),
     "schema": ("tables", "draft the public facts of a table, from a public file of the same columns"),
-    "methods": ("facts", "the methods there are, with their evidence and sources"),
+    "methods": ("facts", "the methods there are, with their sources"),
     "account": ("facts", "epsilon of a mechanism, or the noise that a budget needs"),
     "audit": ("audit", "attack a claimed epsilon: of a method, a published mechanism, a broken twin"),
     "cite": ("facts", "BibTeX of everything a run or a method used"),

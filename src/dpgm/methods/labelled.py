@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,16 @@ class Labelled(Method):
     share: float = 0.3
     mode: Literal["filter", "relabel"] = "filter"
     labeller: Labeller = field(default_factory=Labeller)
+
+    free: ClassVar[frozenset[str]] = frozenset({"mode"})
+
+    def retrained(self, other: Method) -> Self:
+        """`other`, if it differs from this method in free options only, those of the generator included."""
+        if not isinstance(other, Labelled):
+            return super().retrained(other)
+        super().retrained(dataclasses.replace(other, generator=self.generator))
+        self.generator.retrained(other.generator)
+        return other  # pyright: ignore[reportReturnType]
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The labeller's plan at its share, and the generator's at the most that then fits the budget."""
