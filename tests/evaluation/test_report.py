@@ -142,6 +142,10 @@ def test_the_private_classifiers_stand_beside_the_samples(make_run: MakeRun) -> 
     assert "within the epsilon of 0.9973 above" in text
     edit(folder, "metrics.json", accuracy={"cnn": 0.9})
     assert "Beside private classifiers" not in Page(read(folder)).text
+    edit(folder, "metrics.json", accuracy={}, utility={"dp_logreg": {"auc": 0.93}}, sizes={}, fid={})
+    html = read(folder)
+    assert "Logistic regression trained privately (DP-SGD), ROC AUC 0.930" in Page(html).text
+    assert "How good the classifier is" in html
 
 
 def test_scores_of_a_table_stand_beside_those_of_real_records(make_run: MakeRun) -> None:

@@ -18,8 +18,9 @@ NAMES: Mapping[str, str] = {
     "boosting": "Gradient boosting",
     "labeller": "Private labeller",
     "dp_cnn": "CNN trained privately (DP-SGD)",
+    "dp_logreg": "Logistic regression trained privately (DP-SGD)",
 }
-RIVALS = ("labeller", "dp_cnn")
+RIVALS = ("labeller", "dp_cnn", "dp_logreg")
 """Private classifiers trained on real records: they stand beside the samples and use none."""
 BESIDE_PRIVATE = "Beside private classifiers"
 """Title of the panel that holds them."""
@@ -97,7 +98,7 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
         epsilon: of the run, for the private classifiers; "" where it is void.
     """
     sizes = mapping(metrics.get("sizes"))
-    accuracy = mapping(metrics.get("accuracy"))
+    accuracy, utility = mapping(metrics.get("accuracy")), mapping(metrics.get("utility"))
     made = f" ({show(sizes['synthetic'])})" if sizes.get("synthetic") else ""
     real = f" ({show(sizes['real'])})" if sizes.get("real") else ""
     beside = f"beside the same classifiers trained on real records{real}, which is not private."
@@ -112,7 +113,7 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
             intro="Scores on held-out real records of classifiers that predict the label, trained on synthetic "
             f"records only{made}, {beside}",
             columns=_BESIDE,
-            rows=_utility(mapping(metrics.get("utility"))),
+            rows=_utility({k: v for k, v in utility.items() if k not in RIVALS}),
         ),
         Panel(
             title=BESIDE_PRIVATE,
@@ -120,8 +121,9 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
             + (f", within the epsilon of {epsilon} above" if epsilon else "")
             + ", and make no records. Where one does better and classification is all that is wanted, publish it.",
             columns=("Right on real records",),
-            rows=tuple(
-                Row(name=NAMES[k], cells=(cell,)) for k in RIVALS if (cell := percent_cell(accuracy.get(k))) is not None
+            rows=(
+                *(Row(name=NAMES[k], cells=(c,)) for k in RIVALS if (c := percent_cell(accuracy.get(k))) is not None),
+                *_utility({k: v for k, v in utility.items() if k in RIVALS}, columns=1),
             ),
         ),
         Panel(
@@ -152,13 +154,13 @@ def _accuracy(accuracy: Json) -> tuple[Row, ...]:
     )
 
 
-def _utility(utility: Json) -> tuple[Row, ...]:
-    """A row for each classifier of a table and each of its measures."""
+def _utility(utility: Json, columns: int = 2) -> tuple[Row, ...]:
+    """A row for each classifier of a table and each of its measures; with one column, without real records."""
     rows: list[Row] = []
     for k in dict.fromkeys(k.removeprefix("real_") for k in utility):
         mine, theirs = mapping(utility.get(k)), mapping(utility.get(f"real_{k}"))
         for measure in dict.fromkeys([*mine, *theirs]):
-            cells = (_share_cell(mine.get(measure)), _share_cell(theirs.get(measure)))
+            cells = (_share_cell(mine.get(measure)), _share_cell(theirs.get(measure)))[:columns]
             if any(cells):
                 name = f"{NAMES.get(k, k)}, {_MEASURES.get(measure, measure)}"
                 rows.append(Row(name=name, cells=cells, key=measure == "auc"))
