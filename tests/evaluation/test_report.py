@@ -187,8 +187,14 @@ def test_attacks_are_shown_the_successful_ones_first(make_run: MakeRun) -> None:
     text = Page(read(folder)).text
     assert "Nobody has attacked" not in text
     assert text.index("BEATEN: epsilon >= 4") < text.index("not beaten (up to 3.2)")
-    assert "2 x 5,000" in text
-    assert "line 3 was changed" in text
+    assert "5,000" in text
+    assert text.count("line 3 was changed") == 2  # in the box, too
+    assert "An attack on this run beat its claim: thresholds" in text
+    assert "No privacy guarantee" in text
+    (folder / "audit.json").write_text(json.dumps({"audits": [attack], "skipped": "samples: no test part"}), "utf-8")
+    text = Page(read(folder)).text
+    assert "No privacy guarantee" not in text
+    assert "Samples: no test part." in text
     (folder / "audit.json").write_text(json.dumps({"audits": "none"}), "utf-8")
     assert "Attacks on the claim" not in Page(read(folder)).text
 

@@ -76,7 +76,8 @@ def view(folder: Folder) -> Json:
         "ledger": folder.ledger,
         "incidents": _incidents(folder),
         "attacks": attacks,
-        "checks": [mapping(c) for c in items(folder.audit.get("checks")) if mapping(c).get("name")],
+        "checks": _checks(folder.audit),
+        "skipped": folder.audit.get("skipped", ""),
         "sources": _sources(run, guarantee),
         "grid": folder.grid,
         "grid_classes": folder.grid_classes,
@@ -123,6 +124,10 @@ def _promise(folder: Folder) -> Json:
     if reserved is not None and is_number(epsilon) and reserved > epsilon * (1 + 1e-6):
         doubts.append(f"run.json states epsilon {ceil_digits(epsilon)}, the ledger reserved {ceil_digits(reserved)}.")
         epsilon = reserved
+    if beaten := [a["name"] for a in _attacks(folder.audit) if a["beaten"]]:
+        weakest = Evidence.REFUTED  # whatever was proved: there is a fault in the proof or in the code
+        doubts.append(f"An attack on this run beat its claim: {', '.join(beaten)}.")
+    doubts += [f"{c['name']}: {c.get('found', '')}." for c in _checks(folder.audit) if not c.get("passed")]
     evidence = min(evidence, weakest)
     sign, sentence = wording.VERDICTS[evidence]
     meaning: list[str] = []
@@ -200,6 +205,11 @@ def _attacks(audit: Json) -> list[Json]:
     keys = ("name", "verdict", "pair", "trials", "held_out", "ceiling", "weakest_twin", "power")
     found = [{**dict.fromkeys(keys), **row, "beaten": bool(row.get("beaten"))} for row in rows if row.get("name")]
     return sorted(found, key=lambda row: not row["beaten"])
+
+
+def _checks(audit: Json) -> list[Json]:
+    """The questions of `audit.json` to the folder itself."""
+    return [mapping(c) for c in items(audit.get("checks")) if mapping(c).get("name")]
 
 
 def _sources(run: Json, guarantee: Json) -> list[Json]:
