@@ -121,7 +121,7 @@ def commands(text: str) -> list[str]:
     lines = [part for line in lines for part in line.removeprefix("$ ").split(" && ")]
     found = [re.sub(r"^\.venv/bin/", "", line.strip()) for line in lines]
     inline = re.findall(r"`(dpgm [a-z][^`]*)`", text)
-    inline = [c + " --out x" * (c.split()[1] in ("run", "fit", "train")) for c in inline]
+    inline = [c + " --out x" * (" " in c[5:] and c.split()[1] in ("run", "fit", "train")) for c in inline]
     return [line for line in found if re.match(r"dpgm [a-z]", line)] + inline
 
 
