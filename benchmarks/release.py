@@ -1,6 +1,6 @@
 """The price of privacy in time and memory: a mean-embedding release over the bare feature pass, on made-up images.
 
-python benchmarks/release.py [features: rff | scattering] [largest number of rows]
+python benchmarks/release.py [features: rff | scattering | trained:FILE] [largest number of rows]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from dpgm.mechanisms.noise import Gaussian
 from dpgm.mechanisms.queries import BLOCK, MeanEmbedding
-from dpgm.methods.embedding import DPMEPF
+from dpgm.methods.perceptual import DPMEPF
 from dpgm.privacy.mechanism import NoiseSource
 from dpgm.schema import ImageSchema, Rows
 
@@ -29,7 +29,7 @@ def measure(features: str, n: int) -> tuple[float, float, float]:
     """Seconds of the bare feature pass, seconds of the release, and the memory in MB that the release added."""
     rng = np.random.default_rng(0)
     rows = Rows(image=rng.integers(0, 256, (n, 28, 28, 1), dtype=np.uint8), label=rng.integers(0, 10, n))
-    encoder = DPMEPF(features=features).encoder(SCHEMA)  # pyright: ignore[reportArgumentType]
+    encoder = DPMEPF(features=features).encoder(SCHEMA)
     mechanism = Gaussian(query=MeanEmbedding(encoder=encoder, n_classes=10), noise_std=4.0)
     encoder(rows["image"][:BLOCK])
     start = time.perf_counter()

@@ -288,7 +288,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def unwelcome(text: str) -> list[str]:
     """Paths of somebody's machine, and index hosts or files where a version is meant."""
-    fault = re.compile(MACHINE_PATH.pattern + r"| @ |file:|--[\w-]*index")
+    fault = re.compile(MACHINE_PATH.pattern + r"| @ |file:/|--[\w-]*index")
     return [line for line in text.splitlines() if fault.search(line)]
 
 

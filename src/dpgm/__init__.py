@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from dpgm.artefact import load_release
     from dpgm.data import open_data
     from dpgm.methods.base import Batch, Method, Model, Plan, Release, privatise
-    from dpgm.methods.embedding import DPMEPF, DPMERF
+    from dpgm.methods.embedding import DPMERF
     from dpgm.methods.fit import fit
     from dpgm.methods.labelled import Labelled
     from dpgm.methods.labeller import Labeller
+    from dpgm.methods.perceptual import DPMEPF
     from dpgm.methods.pge import PGE
     from dpgm.methods.slicing import Slicing
     from dpgm.methods.vae import DP2VAE
@@ -39,7 +40,7 @@ _HOME = {
     "Plan": "methods.base",
     "Release": "methods.base",
     "privatise": "methods.base",
-    "DPMEPF": "methods.embedding",
+    "DPMEPF": "methods.perceptual",
     "DPMERF": "methods.embedding",
     "DP2VAE": "methods.vae",
     "Labelled": "methods.labelled",

@@ -186,3 +186,10 @@ def test_real_files_are_as_the_registry_says(data_dir: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "celeba", "celeba-hair"])
 def test_large_real_files_are_as_the_registry_says(data_dir: Path, name: str) -> None:
     test_real_files_are_as_the_registry_says(data_dir, name)
+
+
+def test_labels_can_be_dropped() -> None:
+    data = open_data("digits", unlabelled=True)
+    assert data.schema.classes == ("all",)
+    assert set(data.train()["label"].tolist()) == set(data.test()["label"].tolist()) == {0}
+    assert len(data.train()) == len(open_data("digits").train())

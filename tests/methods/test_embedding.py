@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ import dpgm
 from dpgm.mechanisms.noise import Gaussian, KNorm
 from dpgm.methods.base import Method
 from dpgm.methods.encoder import TorchEncoder, check_encoder
+from dpgm.nets.classifiers import to_unit
 from dpgm.nets.features import FeatureMap
+from dpgm.nets.procedural import procedural_images
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
 from dpgm.schema import ImageSchema
 
 SCHEMA = ImageSchema(height=8, width=8, channels=1, classes=("a", "b"), size=200)
 BUDGET = Budget(epsilon=1.0, delta=1e-5)
-QUICK: list[Method] = [dpgm.DPMERF(dim=100, steps=3), dpgm.DPMEPF(steps=3), dpgm.DPMEPF(steps=3, fourier=1.0)]
+QUICK: list[Method] = [dpgm.DPMERF(dim=100, steps=3), dpgm.DPMEPF(steps=3), dpgm.DPMEPF(steps=3, features="rff")]
 
 
 @pytest.mark.parametrize("method", QUICK, ids=repr)
@@ -85,6 +88,9 @@ class _Broken(FeatureMap):
             case "memory":
                 self.calls += 1
                 return z
+            case "draws":
+                self.rng = getattr(self, "rng", torch.Generator().manual_seed(0))
+                return z + torch.randn(z.shape, generator=self.rng)
             case _:
                 return z
 
@@ -92,21 +98,57 @@ class _Broken(FeatureMap):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [("batch", "other records"), ("training", "training mode"), ("nan", "not finite"), ("size", "shape"),
-     ("memory", "change their own")],
+     ("memory", "change their own"), ("draws", "from call to call"), ("far", "exceed their bound")],
 )  # fmt: skip
 def test_features_that_would_break_the_bound_are_refused(kind: str, said: str) -> None:
     module = _Broken(kind)
     if kind == "batch":
         module.norm.eval()
     with pytest.raises(PrivacyError, match=said):
-        check_encoder(TorchEncoder(module=module), SCHEMA)
+        check_encoder(TorchEncoder(module=module), SCHEMA, bound=1.0 if kind == "far" else None)
 
 
 def test_sound_features_pass() -> None:
-    check_encoder(TorchEncoder(module=_Broken("sound")), SCHEMA)
+    check_encoder(TorchEncoder(module=_Broken("sound")), SCHEMA, bound=8.0)
 
 
 def test_public_training_data_of_features_are_assumptions_of_the_promise() -> None:
     module = _Broken("sound")
     module.provenance = "USPS"
     assert "USPS" in TorchEncoder(module=module).assumptions[0]
+
+
+def test_a_warm_start_is_nearer_to_pictures_than_a_cold_one() -> None:
+    cold, warm = (dpgm.DPMEPF(net="conv", features="rff", hidden=8, warm=steps) for steps in (0, 60))
+    features = warm.feature_map(SCHEMA)
+    shown = procedural_images(300, height=8, width=8, channels=1, rng=np.random.default_rng(5))
+    mean = features(to_unit(shown)).mean(0)
+    far: list[float] = []
+    for method in (cold, warm):
+        net = method.generator(SCHEMA, torch.Generator().manual_seed(0))
+        method.start(net, features, torch.zeros(2, features.dim), torch.ones(2))
+        drawn = net.eval().sample(torch.arange(200) % 2, rng=torch.Generator().manual_seed(1))
+        far.append(float((features(drawn).mean(0) - mean).norm()))
+    assert far[1] < 0.7 * far[0]
+
+
+@pytest.mark.parametrize(
+    "options", [{"shrink": True}, {"validation": 0.2}, {"loss": "adam"}, {"net": "conv"}], ids=repr
+)
+@pytest.mark.parametrize("classes", [1, 2])
+def test_every_option_trains_with_and_without_labels(options: dict[str, Any], classes: int) -> None:
+    x, y = _two_bars(300)
+    method = dpgm.DPMEPF(steps=9, features="rff", hidden=8, **options)
+    model = dpgm.fit(method, x, y % classes, epsilon=5.0, delta=1e-5, classes=classes)
+    assert model.sample(4, seed=0).images.shape == (4, 8, 8, 1)
+    again = method.restore(model.release, model.tensors())
+    np.testing.assert_array_equal(again.sample(4, seed=0).images, model.sample(4, seed=0).images)
+
+
+def test_validation_coordinates_are_part_of_the_one_release() -> None:
+    plain, more = (dpgm.DPMEPF(features="rff", validation=v).encoder(SCHEMA) for v in (0.0, 0.2))
+    x = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
+    assert more.dim == plain.dim + 1000
+    assert np.linalg.norm(more(x), axis=1).max() <= 1 + 1e-6
+    kept = np.linalg.norm(more(x)[:, :-1000], axis=1) / np.linalg.norm(plain(x), axis=1)
+    np.testing.assert_allclose(kept, 1 / math.hypot(1, 0.2), rtol=1e-4)

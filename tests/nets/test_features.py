@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dpgm.nets.features import FeatureMap, Mixture, Normalised, RandomFourier, Scattering, normalise
+from dpgm.nets.kernels import HermiteFeatures, TangentFeatures
 from dpgm.nets.matching import MomentStack
 
 SIZES = [(8, 8, 1), (28, 28, 1), (32, 32, 3), (20, 17, 1), (64, 64, 3)]
@@ -27,6 +28,8 @@ def maps(height: int, width: int, channels: int) -> list[FeatureMap]:
             RandomFourier(height=height, width=width, channels=channels, dim=50, scales=(1, 0.5)),
             weights=(3, 4),
         ),
+        TangentFeatures(height=height, width=width, channels=channels, units=3),
+        HermiteFeatures(height=height, width=width, channels=channels, pairs=40),
     ]
 
 
@@ -73,7 +76,7 @@ def test_gradients_reach_the_pixels(black: bool) -> None:
         (z * torch.linspace(-1, 1, z.shape[1])).sum().backward()
         assert pixels.grad is not None
         assert torch.isfinite(pixels.grad).all()
-        if not black:
+        if not black and not isinstance(features, TangentFeatures):  # a unit that is off sees nothing
             assert (pixels.grad != 0).float().mean() > 0.9
         assert all(p.grad is None for p in features.parameters())
 
@@ -117,3 +120,22 @@ def test_errors_name_what_is_allowed() -> None:
         Scattering(height=8, width=8, channels=1, scales=4)
     with pytest.raises(ValueError, match="divisor"):
         normalise(torch.ones(1, 10), 3)
+
+
+def test_hermite_features_estimate_their_gaussian_kernel() -> None:
+    x = images(5, 8, 8, 1)
+    features, r = HermiteFeatures(height=8, width=8, channels=1, order=40, pairs=1, rho=0.6), 0.6
+    z = features(x)[:, : 64 * 41] * 2**0.5
+    v = 4 * x.flatten(1) - 2
+    kernel = torch.exp(-r / (1 - r**2) * (v[:, None] - v[None]).square()).mean(2)
+    torch.testing.assert_close(z @ z.T, kernel, atol=1e-3, rtol=0)
+
+
+def test_tangent_features_are_the_gradient_of_their_net() -> None:
+    x = images(1, 8, 8, 1)
+    features = TangentFeatures(height=8, width=8, channels=1, units=4)
+    w, a = features.weight.clone().requires_grad_(), features.outer.clone().requires_grad_()
+    (a @ ((x - 0.5).flatten(1) @ w.T).relu()[0]).backward()
+    assert w.grad is not None
+    assert a.grad is not None
+    torch.testing.assert_close(features(x)[0], normalise(torch.cat([a.grad, w.grad.flatten()])[None], 0)[0])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from dpgm.nets.cosine import CosineMoments, MomentGenerator
 from dpgm.nets.generators import ConvGenerator, DenseGenerator, LabelledGenerator, one_hot
 
 
@@ -57,3 +58,24 @@ def test_soft_labels_interpolate(build: Build) -> None:
     hard = net(z, torch.tensor([1]))
     assert torch.equal(hard, net(z, one_hot(torch.tensor([1]), 3)))
     assert not torch.equal(hard, net(z, torch.tensor([[0.0, 0.5, 0.5]])))
+
+
+@pytest.mark.parametrize("size", [(28, 28, 1), (32, 32, 3), (64, 64, 3)])
+def test_a_law_that_bends_begins_at_the_gaussian_one(size: tuple[int, int, int]) -> None:
+    height, width, channels = size
+    shape = {"height": height, "width": width, "channels": channels}
+    moments = CosineMoments(**shape, count=20)
+    law = 0.05 * torch.randn(3, 20, 21, generator=torch.Generator().manual_seed(1))
+    law[:, 0, 0] = 0.5
+    drawn: list[torch.Tensor] = []
+    for bend in (0, 16):
+        net = MomentGenerator(moments, **shape, n_classes=3, rank=8, bend=bend, rng=torch.Generator().manual_seed(0))
+        net.begin(law)
+        drawn.append(net.eval().sample(torch.arange(6) % 3, rng=torch.Generator().manual_seed(2)))
+        assert drawn[-1].shape == (6, channels, height, width)
+        assert 0 <= drawn[-1].min() <= drawn[-1].max() <= 1
+    torch.testing.assert_close(*drawn)
+    with torch.no_grad():
+        torch.nn.init.ones_(net.outward.bias)
+    bent = net.sample(torch.arange(6) % 3, rng=torch.Generator().manual_seed(2))
+    assert (bent - drawn[1]).abs().max() > 0.05

@@ -20,6 +20,7 @@ COMMANDS = {
     "seeds": ("afterwards", "several runs of one command with different seeds, as means with intervals"),
     "bench": ("bench", "many runs under one protocol, and a leaderboard of them"),
     "report": ("afterwards", "write report.html of a run folder"),
+    "features": ("features", "train public features: a small network on public images, for private ones later"),
     "schema": ("tables", "draft the public facts of a table, from a public file of the same columns"),
     "methods": ("facts", "the methods there are, with their sources"),
     "account": ("facts", "epsilon of a mechanism, or the noise that a budget needs"),

@@ -51,8 +51,9 @@ class Screen:
             self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - busy
 
     @contextmanager
-    def progress(self, epsilon: float) -> Generator[Callable[[Note], None]]:
-        """A bar that shows notes, with the epsilon that is reserved, the time gone and the time left."""
+    def progress(self, epsilon: float | None) -> Generator[Callable[[Note], None]]:
+        """A bar that shows notes, with the epsilon that is reserved (None: nothing private), the time gone and left."""
+        price = "nothing private" if epsilon is None else f"epsilon {ceil_digits(epsilon)} reserved"
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -60,7 +61,7 @@ class Screen:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn(f"epsilon {ceil_digits(epsilon)} reserved"),
+            TextColumn(price),
             console=self.console,
             transient=True,
         ) as bars:

@@ -34,6 +34,7 @@ class Data:
         size: declared number of train records, a public round figure.
         resize: side of the images wanted.
         colour: turn images to grey or to rgb.
+        unlabelled: drop the labels; all records are of one class.
         test_fraction: share of records to hold out where there is no test part.
         test: file of the held-out part of a table.
         public: the table's records are public, as a benchmark's are: scores beside real train records may be shown.
@@ -50,6 +51,7 @@ class Data:
     size: int | None = None
     resize: int | None = None
     colour: Literal["grey", "rgb"] | None = None
+    unlabelled: bool = False
     test_fraction: float | None = None
     test: Path | None = None
     public: bool = False
@@ -81,6 +83,7 @@ class Data:
             test_fraction=self.test_fraction,
             labels=self.labels,
             max_gib=self.max_gib,
+            unlabelled=self.unlabelled,
         )
 
     def _open_table(self, schema: Any) -> Any:
@@ -185,8 +188,12 @@ def printable(words: list[str]) -> str:
     """A command line as an artefact may show it: paths are cut down to their last name."""
     import shlex
 
+    def last(part: str) -> str:
+        kind, colon, path = part.rpartition(":")
+        return f"{kind}{colon}{Path(path).name}"
+
     def short(word: str) -> str:
         key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        return f"{key}{equals}{Path(value).name if os.sep in value else value}" if value else word
+        return f"{key}{equals}{'+'.join(map(last, value.split('+'))) if os.sep in value else value}" if value else word
 
     return shlex.join(["dpgm", *map(short, words)])

@@ -22,6 +22,7 @@ from dpgm.artefact import (
 )
 from dpgm.cli import afterwards
 from dpgm.cli.console import Screen
+from dpgm.cli.features import check_public
 from dpgm.cli.options import RELATIONS, Data, Flat, Output, Privacy, method_named, parse, with_method
 from dpgm.cli.training import DEFAULT_METHOD, facts, must_be_new, train_release
 from dpgm.evaluation.utility import CLASSIFIERS
@@ -201,6 +202,7 @@ class _Job:
         must_be_new(out, last=REPORT if whole else MODEL)
         schema: Any = self.data.schema
         check_takes(self.method, schema)
+        check_public(self.method, self.data.name)
         privacy = self.options.privacy
         relation, budget = RELATIONS[privacy.relation], privacy.budget(schema)
         plan = self.plan = self.method.plan(schema, relation=relation, budget=budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,12 @@ from dpgm.data.declared import Declared
 from dpgm.data.errors import DataError
 from dpgm.data.folder import class_folders, open_folder
 from dpgm.data.idx import is_idx, open_idx
-from dpgm.data.named import NAMED, NamedSet, open_named
+from dpgm.data.named import NAMED, NamedSet, open_named, same_source
 from dpgm.data.npz import open_npz
 from dpgm.data.pixels import Shaping
 from dpgm.schema import ImageSchema
 
-__all__ = ["NAMED", "DataError", "DataSet", "NamedSet", "open_data"]
+__all__ = ["NAMED", "DataError", "DataSet", "NamedSet", "open_data", "same_source"]
 
 
 def open_data(
@@ -31,6 +32,7 @@ def open_data(
     grey: bool | None = None,
     test_fraction: float | None = None,
     labels: Path | None = None,
+    unlabelled: bool = False,
     max_gib: float = 16.0,
 ) -> DataSet:
     """Open a set of labelled images without reading a row: only names, keys and headers are looked at.
@@ -55,6 +57,7 @@ def open_data(
         test_fraction: share to hold out where the source has no test part, more than 0 and less than 1; each record
             is assigned by a hash of itself alone, so that no other record's presence matters.
         labels: file of labels beside a single idx file of images.
+        unlabelled: drop the labels and take all records as one class, "all".
         max_gib: memory in GiB above which a source is refused by its headers.
 
     Raises:
@@ -80,9 +83,19 @@ def open_data(
         path = Path(source)
         parts, facts = _open_own(path, declared, labels)
         name, stored, cut, note, terms = path.resolve().name, declared.stored(facts), None, "", ""
+    if unlabelled:
+        facts = dataclasses.replace(facts, classes=("all",))
     shaping = Shaping(target=facts.shape, source=stored, cut=cut)
     return DataSet(
-        name=name, schema=facts, parts=parts, shaping=shaping, split=split, limit=max_gib * GIB, terms=terms, note=note
+        name=name,
+        schema=facts,
+        parts=parts,
+        shaping=shaping,
+        split=split,
+        limit=max_gib * GIB,
+        terms=terms,
+        note=note,
+        unlabelled=unlabelled,
     )
 
 

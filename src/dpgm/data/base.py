@@ -101,6 +101,7 @@ class DataSet:
         schema: public facts, known or declared, of the images as `train` returns them.
         terms: licence or terms of a named set; "" for others.
         note: what must be said beside numbers measured on this set; "" when there is nothing.
+        unlabelled: labels are dropped; all records are of the schema's one class.
     """
 
     name: str
@@ -111,6 +112,7 @@ class DataSet:
     limit: float = 16 * GIB
     terms: str = ""
     note: str = ""
+    unlabelled: bool = False
 
     def __post_init__(self) -> None:
         if self.split and "test" in self.parts:
@@ -171,7 +173,7 @@ class DataSet:
             for row, i in enumerate(index.tolist()):
                 pixels[row] = self.shaping(images[i], part.where)
         try:
-            rows = Rows(image=pixels, label=labels[index])
+            rows = Rows(image=pixels, label=labels[index] * (not self.unlabelled))
             self.schema.check(rows)
         except SchemaError as error:
             raise DataError(f"{part.where}: {error}") from error

@@ -128,6 +128,12 @@ NAMED: Mapping[str, NamedSet] = MappingProxyType(
 )  # fmt: skip
 
 
+def same_source(one: str, other: str) -> bool:
+    """Whether two names stand for the same images: equal, or two label sets of one file."""
+    files = [NAMED[n].file if n in NAMED and NAMED[n].file else n for n in (one, other)]
+    return files[0] == files[1]
+
+
 def open_named(name: str, data_dir: Path | None) -> tuple[dict[PartName, Part], ImageSchema, str]:
     """Parts, schema and note of a named set, from the data folder, the cache or OpenML.
 

@@ -21,18 +21,25 @@ from dpgm.schema import Rows
 BLOCK = 1000
 """Rows in one partial sum: large enough to be fast, small enough for feature maps of some 10,000 numbers."""
 
+_NUMBERS, _LEAST = 4_000_000, 100
+"""Numbers in a block of vectors, about; rows in it, at least."""
+_PLAIN = (1e-100, 1e100)
+"""Bounds for which squares in float64 neither overflow unseen nor vanish where they count."""
+
 MapFn = Callable[[Callable[[Rows], Array], Iterable[Rows]], Iterable[Array]]
 
 
-def total(query: Query, rows: Rows, *, block: int = BLOCK, map_fn: MapFn = map) -> Array:
+def total(query: Query, rows: Rows, *, block: int | None = None, map_fn: MapFn = map) -> Array:
     """The answer of `query`: the sum of its partial sums over blocks of rows.
 
     Args:
         query: the sum to compute.
         rows: private rows; zero rows give zeros.
-        block: rows in one partial sum.
+        block: rows in one partial sum; None for `BLOCK`, or fewer where the answer is long, so that memory is bounded.
         map_fn: how partial sums are computed: `map`, or the like of a pool or cluster.
     """
+    if block is None:
+        block = max(_LEAST, min(BLOCK, _NUMBERS // max(1, *query.shape[-1:])) // _LEAST * _LEAST)
     answer = np.zeros(query.shape)
     for part in map_fn(query.partial, rows.blocks(block)):
         if part.shape != query.shape:  # adding would repeat a short one over many coordinates
@@ -91,13 +98,16 @@ def clip_rows(vectors: NDArray[Any], bound: float, *, nonnegative: bool = False)
         float64 [b, D] with norms at most `bound`.
     """
     out = np.array(vectors, dtype=np.float64)
-    square = np.einsum("ij,ij->i", out, out)  # not a number, infinite or vanishing: not within
-    if not nonnegative and 1e-99 < bound < 1e99 and ((square > 1e-200) & (square < bound**2 * (1 - 1e-9))).all():
-        return out  # the usual case, in one pass
-    out[~np.isfinite(out).all(axis=1)] = 0.0
     if nonnegative:
+        out[~np.isfinite(out).all(axis=1)] = 0.0
         np.maximum(out, 0.0, out=out)
     limit = bound * (1 - 1e-12)  # a hair below the bound: rounding must not lift a row above it
+    square = np.einsum("ij,ij->i", out, out)
+    if _PLAIN[0] < bound < _PLAIN[1] and np.isfinite(square).all():
+        over = square > limit**2
+        out[over] *= limit / np.sqrt(square[over])[:, None]
+        return out
+    out[~np.isfinite(out).all(axis=1)] = 0.0
     largest = np.abs(out).max(axis=1, keepdims=True, initial=0.0)
     # In units of the bound, or of the largest entry if that is larger: no square overflows and none that counts
     # vanishes. A power of two, so that rows within the bound come back as they are.
@@ -229,11 +239,10 @@ class MeanEmbedding:
         label = _one_each(rows["label"], (len(rows),))
         phi = _one_each(self.encoder(rows["image"]), (len(rows), self.encoder.dim))
         phi = clip_rows(phi, self.bound, nonnegative=self.encoder.nonnegative)
-        out = np.zeros(self.shape)
-        for k in range(self.n_classes):
-            mine = label == k
-            out[k, :-1] = phi[mine].sum(axis=0)
-            out[k, -1] = self.count_weight * mine.sum()
+        mine = (label[:, None] == np.arange(self.n_classes)).astype(np.float64)
+        out = np.empty(self.shape)
+        out[:, :-1] = mine.T @ phi
+        out[:, -1] = self.count_weight * mine.sum(axis=0)
         return out
 
     def sensitivity(self, relation: Relation, norm: int = 2) -> float:

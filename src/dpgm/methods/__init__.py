@@ -17,7 +17,7 @@ _BUILT_IN = {
     "labelled": "dpgm.methods.labelled:Labelled",
     "labeller": "dpgm.methods.labeller:Labeller",
     "merf": "dpgm.methods.embedding:DPMERF",
-    "mepf": "dpgm.methods.embedding:DPMEPF",
+    "mepf": "dpgm.methods.perceptual:DPMEPF",
     "pge": "dpgm.methods.pge:PGE",
     "mst": "dpgm.methods.mst:MST",
     "slicing": "dpgm.methods.slicing:Slicing",

@@ -193,6 +193,10 @@ class Method(ABC):
     def restore(self, release: Release, tensors: Tensors) -> Model:
         """The model that `Model.tensors` was taken from."""
 
+    def public_sets(self) -> tuple[str, ...]:
+        """Names of the public data sets that the method's own parts were fitted on."""
+        return ()
+
     def retrained(self, other: Method) -> Self:
         """`other`, if it differs from this method in free options only.
 

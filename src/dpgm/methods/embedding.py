@@ -8,8 +8,9 @@ public number of records and no exact class count.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,14 +22,15 @@ from dpgm.mechanisms.queries import MeanEmbedding
 from dpgm.methods.base import Batch, Method, Model, OnNote, Plan, Release, Resume, Talk, Tensors, reporter
 from dpgm.methods.encoder import TorchEncoder, check_encoder
 from dpgm.nets.classifiers import to_bytes
-from dpgm.nets.cosine import CosineMoments, MomentGenerator
-from dpgm.nets.features import FeatureMap, Mixture, Normalised, RandomFourier, Scattering
+from dpgm.nets.features import FeatureMap, Mixture, RandomFourier
 from dpgm.nets.generators import DenseGenerator, LabelledGenerator
-from dpgm.nets.matching import train_generator
+from dpgm.nets.matching import shrink, train_generator
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Relation, Source
-from dpgm.schema import ImageSchema, Schema
+from dpgm.schema import ImageSchema, Schema, SchemaError
 
+_JUDGES, _JUDGED = 1000, 2000
+"""Validation coordinates, and images drawn for a check."""
 _SMALL = 16
 """Images of at most this many pixels a side get the settings for small images."""
 
@@ -47,34 +49,51 @@ class Embedding(Method):
         steps: training steps of the generator (free).
         batch: images a step, at least two a class.
         lr: highest learning rate.
+        loss: how the generated mean is estimated: "pairs" without bias, "running" as a moving average, "adam" as the
+            published code of DP-MEPF does.
+        shrink: draw noisy class means towards their average, each layer as far as its noise asks (James and Stein).
+        validation: weight of extra coordinates in the same release, beside 1 for the others, that choose when to stop.
     """
 
     count_weight: float = 0.2
     steps: int = 800
     batch: int = 100
     lr: float = 2e-3
+    loss: Literal["pairs", "running", "adam"] = "pairs"
+    shrink: bool = False
+    validation: float = 0.0
 
-    free: ClassVar[frozenset[str]] = frozenset({"steps", "batch", "lr"})
+    free: ClassVar[frozenset[str]] = frozenset({"steps", "batch", "lr", "loss", "shrink"})
 
     @abstractmethod
-    def feature_map(self, schema: ImageSchema) -> FeatureMap:
-        """The public features phi, each of norm at most 1."""
+    def feature_map(self, schema: ImageSchema, tensors: Mapping[str, Any] | None = None) -> FeatureMap:
+        """The public features phi, each of norm at most 1; from what a release holds of them, where it is given."""
 
     @abstractmethod
-    def generator(self, schema: ImageSchema, features: FeatureMap, rng: torch.Generator) -> LabelledGenerator:
+    def generator(self, schema: ImageSchema, rng: torch.Generator) -> LabelledGenerator:
         """An untrained generator."""
 
     def start(self, net: LabelledGenerator, features: FeatureMap, target: Tensor, noise_std: Tensor) -> None:
         """Set the generator's first weights from released means [k, D] and their noise [k], where there is a way."""
 
+    def all_features(self, schema: ImageSchema, tensors: Mapping[str, Any] | None = None) -> FeatureMap:
+        """The features, then the validation coordinates, if any: random Fourier features that training never sees."""
+        features = self.feature_map(schema, tensors)
+        if self.validation < 0:
+            raise SchemaError(f"validation is {self.validation}; allowed is 0 or a weight above it, e.g. 0.1")
+        if not self.validation:
+            return features
+        judge = RandomFourier(height=schema.height, width=schema.width, channels=schema.channels, dim=_JUDGES, seed=1)
+        return Mixture(features, judge, weights=(1.0, self.validation))
+
     def encoder(self, schema: ImageSchema) -> TorchEncoder:
         """The features as the query wants them."""
-        return TorchEncoder(module=self.feature_map(schema))
+        return TorchEncoder(module=self.all_features(schema))
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """One release; its noise is the smallest that the budget allows."""
         encoder = self.encoder(schema)
-        check_encoder(encoder, schema)
+        check_encoder(encoder, schema, bound=1.0)
         query = MeanEmbedding(encoder=encoder, n_classes=schema.n_classes, count_weight=self.count_weight)
         sensitivity = query.sensitivity(relation)
         label = f"{self.name}-embedding"
@@ -104,16 +123,26 @@ class Embedding(Method):
     def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
         """Ask once."""
         sums = yield plan.items[0][0]
-        return {"sums": sums}
+        return {"sums": sums, **self.enclosed()}
+
+    def enclosed(self) -> Tensors:
+        """Public tensors that the features are rebuilt from, for the release."""
+        return {}
 
     def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> GeneratorModel:
         """Train a generator on the released embedding."""
         schema = release.schema
         target, noise_std, weights = self._means(release)
         rng = torch.Generator().manual_seed(seed)
-        features = self.feature_map(schema)
-        net = self.generator(schema, features, rng)
+        features, judge = self.all_features(schema, release.tensors), None
+        if self.validation:
+            judge = _Judge(features, target, weights, seed)
+            target, features = target[:, :-_JUDGES] / judge.weight, judge.others
+            noise_std = noise_std / judge.weight
+        net = self.generator(schema, rng)
         self.start(net, features, target, noise_std)
+        if self.shrink:
+            target = shrink(target, noise_std, features.sizes)
         train_generator(
             net,
             features,
@@ -123,14 +152,15 @@ class Embedding(Method):
             batch=max(self.batch, 2 * schema.n_classes),
             lr=self.lr,
             rng=rng,
+            loss=self.loss,
+            judge=judge,
             on_step=reporter(on_note, "train", self.steps),
         )
         return GeneratorModel(release, net)
 
     def restore(self, release: Release, tensors: Tensors) -> GeneratorModel:
         """The generator from its saved weights."""
-        features = self.feature_map(release.schema)
-        net = self.generator(release.schema, features, torch.Generator().manual_seed(0))
+        net = self.generator(release.schema, torch.Generator().manual_seed(0))
         net.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
         return GeneratorModel(release, net.eval())
 
@@ -177,101 +207,41 @@ class DPMERF(Embedding):
         ),
     )
 
-    def feature_map(self, schema: ImageSchema) -> FeatureMap:
+    def feature_map(self, schema: ImageSchema, tensors: Mapping[str, Any] | None = None) -> FeatureMap:
         """Random Fourier features of the pixels; wide kernels only where images are small and records few."""
         small = max(schema.height, schema.width) <= _SMALL
         return RandomFourier(
             **_size(schema), dim=self.dim or (2000 if small else 8000), scales=(1.0,) if small else (0.6, 0.4, 0.3)
         )
 
-    def generator(self, schema: ImageSchema, features: FeatureMap, rng: torch.Generator) -> LabelledGenerator:
+    def generator(self, schema: ImageSchema, rng: torch.Generator) -> LabelledGenerator:
         """Dense layers, band-limited."""
         return DenseGenerator(
             **_size(schema), n_classes=schema.n_classes, latent=self.latent, hidden=self.hidden, rng=rng
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DPMEPF(Embedding):
-    """DP-MEPF: mean embedding of perceptual features, with second moments.
-
-    phi = (w1 s, w2 q, w3 r) of norm at most 1: normalised wavelet scattering s, which needs no training data; first and
-    second moments q of smooth cosine coefficients; random Fourier features r. The generator begins at the Gaussian law
-    that the released q stand for.
-
-    **Guarantee**: as `Embedding`.
-    **Source**: Harder, Jalali, Sutherland and Park 2023.
-    **Differs from the paper**: one stacked release instead of one a moment and class; noisy counts instead of exact
-    ones; features without training data and without batch statistics; second moments of cosine coefficients instead of
-    squares of features; unbiased gradients instead of a learnt moving average; a start in closed form.
-
-    Attributes:
-        scattering: weight w1.
-        moments: weight w2.
-        fourier: weight w3.
-        angles: angles of the wavelets.
-        rank: directions of each class in the generator's first law.
-        hidden: channels of the generator's convolutions.
-    """
-
-    features: Literal["scattering"] = "scattering"
-    steps: int = 400
-    lr: float = 1e-3
-    scattering: float = 0.5
-    moments: float = 1.0
-    fourier: float = 0.5
-    angles: int = 8
-    rank: int = 40
-    hidden: int = 16
-
-    name: ClassVar[str] = "mepf"
-    free: ClassVar[frozenset[str]] = Embedding.free | {"rank", "hidden"}
-    sources: ClassVar[tuple[Source, ...]] = (
-        Source(
-            key="harder2023dpmepf",
-            title="Pre-trained Perceptual Features Improve Differentially Private Image Generation",
-            authors="Harder, Fredrik and Jalali, Milad and Sutherland, Danica J. and Park, Mijung",
-            year=2023,
-            where="TMLR 2023, arXiv 2205.12900",
-        ),
-    )
-
-    def feature_map(self, schema: ImageSchema) -> FeatureMap:
-        """The parts of positive weight, moments first."""
-        size = _size(schema)
-        parts: list[tuple[float, FeatureMap]] = [(self.moments, CosineMoments(**size))]
-        if self.scattering:
-            wavelets = Scattering(**size, angles=self.angles)
-            maps = wavelets.dim // (wavelets.grid[0] * wavelets.grid[1])
-            parts.append((self.scattering, Normalised(wavelets, maps)))
-        if self.fourier:
-            parts.append((self.fourier, RandomFourier(**size, dim=4000, scales=(0.6, 0.4, 0.3))))
-        return Mixture(*(part for _, part in parts), weights=tuple(weight for weight, _ in parts))
-
-    def generator(self, schema: ImageSchema, features: FeatureMap, rng: torch.Generator) -> LabelledGenerator:
-        """A Gaussian law of each class, finished by convolutions."""
-        moments, _ = _moments(features)
-        return MomentGenerator(
-            moments, **_size(schema), n_classes=schema.n_classes, rank=self.rank, hidden=self.hidden, rng=rng
-        )
-
-    def start(self, net: LabelledGenerator, features: FeatureMap, target: Tensor, noise_std: Tensor) -> None:
-        """Begin at the Gaussian law of the released moments."""
-        assert isinstance(net, MomentGenerator)
-        moments, weight = _moments(features)
-        net.begin(moments.gaussians(target[:, : moments.dim] / weight, noise_std / weight))
-
-
 def _size(schema: ImageSchema) -> dict[str, int]:
     return {"height": schema.height, "width": schema.width, "channels": schema.channels}
 
 
-def _moments(features: FeatureMap) -> tuple[CosineMoments, float]:
-    """The first part of a mixture, and its weight."""
-    assert isinstance(features, Mixture)
-    first = features.parts[0]
-    assert isinstance(first, CosineMoments)
-    return first, features.weights[0]
+class _Judge:
+    """The error of a generator by the validation coordinates: sum_c w_c |T_c - E phi(g(z, c))|² over those alone."""
+
+    def __init__(self, features: FeatureMap, target: Tensor, weights: Tensor, seed: int) -> None:
+        assert isinstance(features, Mixture)
+        others, self.features = features.parts
+        assert isinstance(others, FeatureMap)
+        self.others, self.weight, self.share, self.seed = others, features.weights[0], weights, seed
+        self.target = target[:, -_JUDGES:] / features.weights[1]
+
+    @torch.no_grad()
+    def __call__(self, net: LabelledGenerator) -> float:
+        """The error on images that are the same at every check."""
+        y = torch.arange(net.n_classes).repeat_interleave(_JUDGED // net.n_classes + 2)
+        drawn = net.eval().sample(y, rng=torch.Generator().manual_seed(self.seed))
+        mean = self.features(drawn).view(net.n_classes, -1, _JUDGES).mean(1)
+        return float((self.share[:, None] * (mean - self.target).square()).sum())
 
 
 class GeneratorModel(Model):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpgm.mechanisms.queries import BLOCK
 from dpgm.nets.classifiers import to_unit
 from dpgm.nets.features import FeatureMap
 from dpgm.privacy.guarantee import PrivacyError
 from dpgm.privacy.mechanism import Array
 from dpgm.schema import ImageSchema
 
+CHUNK = 100
+"""Images that a feature map sees at once."""
 _TOLERANCE = 1e-4
 
 
@@ -48,18 +50,26 @@ class TorchEncoder:
 
     @torch.no_grad()
     def __call__(self, images: NDArray[np.uint8], /) -> Array:
-        """Features [b, dim] in float32 arithmetic; short blocks are filled up, so that no record's value depends on
-        how many others there are.
+        """Features [b, dim] in float32 arithmetic, in chunks of one size; the last is filled up, so that no record's
+        value depends on how many others there are.
         """
-        n = len(images)
-        full = np.zeros((max(n, BLOCK), *images.shape[1:]), np.uint8) if n < BLOCK else images
-        if n < BLOCK:
-            full[:n] = images
-        return self.module(to_unit(full))[:n].double().numpy()
+        found: list[Any] = [np.zeros((0, self.dim), np.float32)]
+        for start in range(0, len(images), CHUNK):
+            part = images[start : start + CHUNK]
+            n = len(part)
+            if n < CHUNK:
+                part = np.concatenate([part, np.zeros((CHUNK - n, *part.shape[1:]), np.uint8)])
+            found.append(self.module(to_unit(part))[:n].numpy())
+        return np.concatenate(found[1:] or found)
 
 
-def check_encoder(encoder: TorchEncoder, schema: ImageSchema) -> None:
-    """Test an encoder on made-up images: per record, repeatable, finite, of the stated size, in evaluation mode.
+def check_encoder(encoder: TorchEncoder, schema: ImageSchema, *, bound: float | None = None) -> None:
+    """Test an encoder on made-up images: per record, repeatable, finite, bounded, of the stated size, in eval mode.
+
+    Args:
+        encoder: the features.
+        schema: shape of the images.
+        bound: largest norm that is promised; queries clip all the same, but what they clip no generator can match.
 
     Raises:
         PrivacyError: the encoder would break the sensitivity bound or the release.
@@ -78,7 +88,11 @@ def check_encoder(encoder: TorchEncoder, schema: ImageSchema) -> None:
         raise PrivacyError(f"the {encoder.name} features have shape {first.shape}; (8, {encoder.dim}) was declared")
     if not np.isfinite(first).all():
         raise PrivacyError(f"the {encoder.name} features are not finite on valid images; mend them before any release")
+    if bound is not None and np.linalg.norm(first, axis=1).max() > bound * (1 + _TOLERANCE):
+        raise PrivacyError(f"the {encoder.name} features exceed their bound {bound:g}; scale or normalise them")
     scale = _TOLERANCE * (1e-12 + float(np.abs(first).max()))
+    if np.abs(encoder(images) - first).max() > scale:
+        raise PrivacyError(f"the {encoder.name} features differ from call to call; take out dropout and other draws")
     others = images.copy()
     others[1:] = rng.integers(0, 256, (7, *schema.shape))
     if np.abs(encoder(others)[0] - first[0]).max() > scale or np.abs(encoder(images[::-1])[::-1] - first).max() > scale:

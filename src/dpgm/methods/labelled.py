@@ -50,13 +50,16 @@ class Labelled(Method):
 
     free: ClassVar[frozenset[str]] = frozenset({"mode"})
 
+    def public_sets(self) -> tuple[str, ...]:
+        """Those of the generator."""
+        return self.generator.public_sets()
+
     def retrained(self, other: Method) -> Self:
         """`other`, if it differs from this method in free options only, those of the generator included."""
-        if not isinstance(other, Labelled):
+        if not isinstance(other, type(self)):
             return super().retrained(other)
         super().retrained(dataclasses.replace(other, generator=self.generator))
-        self.generator.retrained(other.generator)
-        return other  # pyright: ignore[reportReturnType]
+        return dataclasses.replace(other, generator=self.generator.retrained(other.generator))
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The labeller's plan at its share, and the generator's at the most that then fits the budget."""

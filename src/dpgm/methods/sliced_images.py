@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class SlicedEmbedding(Embedding):
     name: ClassVar[str] = "slicing"
     sources: ClassVar[tuple[Source, ...]] = (SlicedProjection.source,)
 
-    def feature_map(self, schema: ImageSchema) -> FeatureMap:
+    def feature_map(self, schema: ImageSchema, tensors: Mapping[str, Any] | None = None) -> FeatureMap:
         """Moments, characteristic functions or soft histograms of slices."""
         size = {"height": schema.height, "width": schema.width, "channels": schema.channels}
         if self.statistic == "histogram":
@@ -64,14 +65,13 @@ class SlicedEmbedding(Embedding):
             return waves
         return Mixture(CosineMoments(**size), waves, weights=(1.0, 0.5))
 
-    def generator(self, schema: ImageSchema, features: FeatureMap, rng: torch.Generator) -> LabelledGenerator:
+    def generator(self, schema: ImageSchema, rng: torch.Generator) -> LabelledGenerator:
         """A Gaussian law of each class finished by convolutions; without moments dense layers, band-limited."""
         if self.statistic == "moments":
+            size = {"height": schema.height, "width": schema.width, "channels": schema.channels}
             return MomentGenerator(
-                _moments(features),
-                height=schema.height,
-                width=schema.width,
-                channels=schema.channels,
+                CosineMoments(**size),
+                **size,
                 n_classes=schema.n_classes,
                 rank=self.rank,
                 hidden=16,

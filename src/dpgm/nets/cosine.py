@@ -18,7 +18,9 @@ from dpgm.nets.features import FeatureMap
 from dpgm.nets.generators import LabelledGenerator, initialise, one_hot
 
 _LEAK = 0.05
-_SLOW = 0.3
+_PACE, _BEND, _FINISH = 3.0, 0.1, 0.2
+"""Changes by one unit: of a weight of the law, of the dense layers (both in spreads of the coefficient), of the last
+convolution (in pixels). Adam moves every weight alike, so these decide what moves first."""
 
 
 def cosine_basis(height: int, width: int, channels: int, count: int) -> Tensor:
@@ -46,7 +48,7 @@ def _waves(size: int) -> NDArray[np.float64]:
 
 
 class CosineMoments(FeatureMap):
-    """phi(x) = (z, z z') / sqrt(2), z the smooth cosine coefficients of x over a public radius, clipped to |z| <= 1.
+    """phi(x) = (z, z z') / sqrt(2), z the smooth cosine coefficients of x - level over a public radius, with |z| <= 1.
 
     The upper triangle of z z' is kept, off-diagonal entries times sqrt(2), so |z z'| = |z|^2 and |phi| <= 1.
 
@@ -56,15 +58,25 @@ class CosineMoments(FeatureMap):
         channels: colour channels.
         count: number m of coefficients; None for 150 or half of the pixel values, whichever is less.
         radius: norm of an image that is mapped to |z| = 1; None for sqrt(0.134 height width channels).
+        level: grey that is subtracted first; None for 0.5 in colour, where pictures fill their frame, and for 0 in
+            grey, where most are drawn on black.
     """
 
     def __init__(
-        self, *, height: int, width: int, channels: int, count: int | None = None, radius: float | None = None
+        self,
+        *,
+        height: int,
+        width: int,
+        channels: int,
+        count: int | None = None,
+        radius: float | None = None,
+        level: float | None = None,
     ) -> None:
         values = height * width * channels
         count = min(150, values // 2) if count is None else count
         super().__init__("cosine-moments", count + count * (count + 1) // 2)
         self.count = count
+        self.level = (0.5 if channels == 3 else 0.0) if level is None else level
         self.radius = math.sqrt(0.134 * values) if radius is None else radius
         self.basis: Tensor
         self.pairs: Tensor
@@ -78,43 +90,60 @@ class CosineMoments(FeatureMap):
     def forward(self, x: Tensor) -> Tensor:
         """Map images `[b, c, h, w]` to `[b, m + m (m + 1) / 2]`."""
         with torch.autocast("cpu", enabled=False):  # products of products need the digits
-            z = x.float().flatten(1) @ self.basis.T / self.radius
+            z = (x.float().flatten(1) - self.level) @ self.basis.T / self.radius
             z = z / z.norm(dim=1, keepdim=True).clamp(min=1)
             return torch.cat([z, z[:, self.pairs[0]] * z[:, self.pairs[1]] * self.factor], 1) / math.sqrt(2)
 
-    def gaussians(self, target: Tensor, noise_std: Tensor, *, pooled: float = 0.2, edge: float = 0.5) -> Tensor:
+    def gaussians(self, target: Tensor, noise_std: Tensor) -> Tensor:
         """Means and factors L (covariance L L') of the coefficients by class, from noisy class means of phi.
 
-        Covariances are drawn a share `pooled` towards their average over the classes; directions whose variance is
-        below `edge` times the largest eigenvalue that noise alone would have, 2 s sqrt(m), are cut off.
+        The average covariance of the classes and the deviations from it are each cleared of noise by their
+        eigenvalues: below the largest that noise alone would have, E = 2 s sqrt(m), nothing is left; above it,
+        (l + sqrt(l² - E²)) / 2. What variance is lost so, beyond its own noise, is put back, falling as 1 / j over the
+        coefficients.
+
+        **Source**: Benaych-Georges and Nadakuditi 2011 for the eigenvalues of a matrix plus noise.
 
         Args:
             target: noisy class means of phi, [k, m + m (m + 1) / 2].
             noise_std: standard deviation of their noise, [k].
-            pooled: share in [0, 1].
-            edge: 0 keeps every positive direction.
 
         Returns:
             [k, m, 1 + m]: the mean, then L by falling variance.
         """
-        m = self.count
+        k, m = len(target), self.count
         first, second = target[:, :m].double() * math.sqrt(2), target[:, m:].double() * math.sqrt(2) / self.factor
-        moment = torch.zeros(len(target), m, m, dtype=torch.float64)
+        moment = torch.zeros(k, m, m, dtype=torch.float64)
         moment[:, self.pairs[0], self.pairs[1]] = second
         moment = moment + moment.transpose(1, 2) - torch.diag_embed(moment.diagonal(dim1=1, dim2=2))
         own = moment - first[:, :, None] * first[:, None]
-        covariance = (1 - pooled) * own + pooled * own.mean(0)
-        values, vectors = torch.linalg.eigh(covariance)
-        floor = edge * (1 - pooled) * 2 * noise_std.double() * math.sqrt(m)
-        values = torch.where(values < floor[:, None].clamp(min=1e-12), 0.0, values)
-        factors = (vectors * values.sqrt()[:, None]).flip(2)
+        edge = 2 * noise_std.double() * math.sqrt(m)
+        shared = own.mean(0, keepdim=True)
+        clean = _cleared(shared, edge.square().mean(0, keepdim=True).sqrt() / math.sqrt(k))
+        if k > 1:
+            clean = clean + _cleared(own - shared, edge * math.sqrt(1 - 1 / k))
+        doubt = noise_std.double() * math.sqrt(2 * m)
+        lost = ((own.diagonal(dim1=1, dim2=2) - clean.diagonal(dim1=1, dim2=2)).sum(1) - doubt).clamp(min=0)
+        fall = 1 / torch.arange(1, m + 1, dtype=torch.float64)
+        clean = clean + torch.diag(fall / fall.sum()) * lost[:, None, None]
+        values, vectors = torch.linalg.eigh(clean)
+        factors = (vectors * values.clamp(min=1e-12).sqrt()[:, None]).flip(2)
         return torch.cat([first[:, :, None], factors], 2).float()
 
 
-class MomentGenerator(LabelledGenerator):
-    """A Gaussian law of the smooth coefficients of each class, drawn as an image and finished by convolutions.
+def _cleared(matrices: Tensor, edge: Tensor) -> Tensor:
+    """Symmetric matrices `[k, m, m]` without what noise with eigenvalues up to `edge` [k] has added."""
+    values, vectors = torch.linalg.eigh(matrices)
+    size, edge = values.abs(), edge[:, None]
+    true = torch.where(size > edge, (size + (size.square() - edge.square()).clamp(min=0).sqrt()) / 2, 0.0)
+    return (vectors * (true * values.sign())[:, None]) @ vectors.transpose(1, 2)
 
-    x = clip(b + conv(b, texture noise, class)) with b = basis' (mu_y + L_y z); the convolutions begin at zero.
+
+class MomentGenerator(LabelledGenerator):
+    """A Gaussian law of the smooth coefficients of each class, bent by dense layers, drawn, finished by convolutions.
+
+    x = clip(b + conv(b, texture noise, class)) with b = basis' (mu_y + L_y z + dense(z, y)); dense layers and
+    convolutions begin at zero.
 
     Args:
         moments: the features whose basis is used.
@@ -124,6 +153,7 @@ class MomentGenerator(LabelledGenerator):
         n_classes: number of classes k.
         rank: columns of L.
         hidden: channels of the convolutions.
+        bend: units of the dense layers; 0 leaves the law Gaussian.
         rng: source of the initial weights.
     """
 
@@ -137,26 +167,37 @@ class MomentGenerator(LabelledGenerator):
         n_classes: int,
         rank: int = 40,
         hidden: int = 16,
+        bend: int = 0,
         rng: torch.Generator,
     ) -> None:
         rank, grain = min(rank, moments.count), (-(-height // 4), -(-width // 4))
         super().__init__(n_classes, rank + grain[0] * grain[1])
-        self.rank, self.grain, self.size = rank, grain, (channels, height, width)
+        self.rank, self.grain, self.size, self.level = rank, grain, (channels, height, width), moments.level
         self.basis: Tensor
         self.law: Tensor
         self.register_buffer("basis", moments.basis * moments.radius)
+        self.spread: Tensor
         self.register_buffer("law", torch.zeros(n_classes, moments.count, 1 + rank))
+        self.register_buffer("spread", torch.full((moments.count,), 0.1))
         self.change = nn.Parameter(torch.zeros(n_classes, moments.count, 1 + rank))
         self.first = nn.Conv2d(channels + 1, hidden, 5, padding=2)
         self.second = nn.Conv2d(hidden, hidden, 5, padding=2)
         self.last = nn.Conv2d(hidden, channels, 5, padding=2)
         self.styles = nn.Linear(n_classes, 2 * hidden)
+        self.bent = bend > 0
+        bend = max(bend, 1)
+        self.inward = nn.Linear(n_classes * (rank + 1), bend)
+        self.across = nn.Linear(bend, bend)
+        self.outward = nn.Linear(bend, moments.count)
         initialise(self, rng)
         nn.init.zeros_(self.last.weight)
+        nn.init.normal_(self.inward.weight, std=math.sqrt(2 / (rank + 1)), generator=rng)
+        nn.init.zeros_(self.outward.weight)
 
     def begin(self, law: Tensor) -> None:
         """Start from means and factors, [k, m, 1 + m], as `CosineMoments.gaussians` returns them."""
         self.law.copy_(law[:, :, : 1 + self.rank])
+        self.spread.copy_(law[:, :, 1:].square().sum(2).mean(0).sqrt())
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Map latent vectors `[b, latent]` and labels `[b]` or `[b, k]` to images `[b, c, h, w]` in [0, 1].
@@ -164,13 +205,19 @@ class MomentGenerator(LabelledGenerator):
         In training, values outside [0, 1] are pushed back softly instead of cut, so that gradients pass.
         """
         label = one_hot(y, self.n_classes)
-        law = torch.einsum("bk,kmr->bmr", label, self.law + _SLOW * self.change)
+        change = _PACE * self.spread[:, None] * self.change  # each entry moves in proportion to what it is about
+        change = torch.cat([change[:, :, :1], change[:, :, 1:] / math.sqrt(self.rank)], 2)
+        law = torch.einsum("bk,kmr->bmr", label, self.law + change)
         code = law[:, :, 0] + torch.einsum("bmr,br->bm", law[:, :, 1:], z[:, : self.rank])
-        smooth = (code @ self.basis).unflatten(1, self.size)
+        if self.bent:
+            h = (label[:, :, None] * functional.pad(z[:, None, : self.rank], (0, 1), value=1.0)).flatten(1)
+            h = functional.relu(self.inward(h))
+            code = code + _BEND * self.spread * self.outward(h + functional.relu(self.across(h)))
+        smooth = self.level + (code @ self.basis).unflatten(1, self.size)
         grain = z[:, self.rank :].view(-1, 1, *self.grain)
         grain = functional.interpolate(grain, size=self.size[1:], mode="bilinear", align_corners=False)
         style, other = self.styles(label)[:, :, None, None].chunk(2, 1)
         h = functional.relu(self.first(torch.cat([smooth, grain], 1)) + style)
-        x = smooth + self.last(functional.relu(self.second(h) + other))
+        x = smooth + _FINISH * self.last(functional.relu(self.second(h) + other))
         inside = x.clamp(0, 1)
         return inside + _LEAK * (x - inside) if self.training else inside

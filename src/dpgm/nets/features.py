@@ -47,11 +47,15 @@ class FeatureMap(nn.Module):
         name: what to call it in reports.
         dim: number of features of one record.
         provenance: the public data that it was fitted on, or "none".
+        sizes: lengths of the parts of a vector that differ in kind, such as layers.
     """
+
+    sizes: tuple[int, ...]
 
     def __init__(self, name: str, dim: int, provenance: str = "none") -> None:
         super().__init__()
         self.name, self.dim, self.provenance = name, dim, provenance
+        self.sizes = (dim,)
 
     def freeze(self) -> FeatureMap:
         """Switch to evaluation mode and stop gradients into the weights (not into the pixels)."""
@@ -142,6 +146,7 @@ class Mixture(FeatureMap):
         seen = {part.provenance for part in parts} - {"none"}
         super().__init__("+".join(p.name for p in parts), sum(p.dim for p in parts), ", ".join(sorted(seen)) or "none")
         self.parts, self.weights = nn.ModuleList(parts), tuple(w / size for w in weights)
+        self.sizes = tuple(n for part in parts for n in part.sizes)
         self.freeze()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpgm.nets.features import TINY, FeatureMap
 from dpgm.nets.generators import LabelledGenerator, follow
 
+_CHASE = 1e-3
+_CHECKS = 8
 Features = Callable[[Tensor], Tensor]
+Loss = Literal["pairs", "running", "adam", "batch"]
 
 
 class MomentStack(FeatureMap):
@@ -48,7 +51,7 @@ class MomentStack(FeatureMap):
         return torch.cat(parts, 1)
 
 
-def shrink(target: Tensor, noise_std: Tensor | float, groups: int = 1) -> Tensor:
+def shrink(target: Tensor, noise_std: Tensor | float, sizes: Sequence[int] | None = None) -> Tensor:
     """Positive-part James-Stein shrinkage of noisy class means towards their average over the classes.
 
     For each group g of coordinates, with m the average over the k classes and D the size of the group:
@@ -57,15 +60,17 @@ def shrink(target: Tensor, noise_std: Tensor | float, groups: int = 1) -> Tensor
     Args:
         target: noisy class means `[k, D_total]`.
         noise_std: standard deviation s of their noise, one number or `[k]`.
-        groups: number of consecutive groups of equal size that are shrunk each by its own factor.
+        sizes: numbers of consecutive coordinates that are shrunk each by a factor of their own; None for all together.
     """
     k, d = target.shape
     mean = target.mean(0, keepdim=True)
-    away = (target - mean).view(k, groups, -1)
     std = torch.as_tensor(noise_std, dtype=target.dtype).expand(k)
-    noise = (d // groups) * (1 - 1 / k) * std.square()[:, None]
-    keep = (1 - noise / away.square().sum(2).clamp(min=TINY**2)).clamp(min=0)
-    return mean + (away * keep[:, :, None]).view(k, d)
+    parts: list[Tensor] = []
+    for away in (target - mean).split(list(sizes or (d,)), 1):
+        noise = away.shape[1] * (1 - 1 / k) * std.square()
+        keep = (1 - noise / away.square().sum(1).clamp(min=TINY**2)).clamp(min=0)
+        parts.append(away * keep[:, None])
+    return mean + torch.cat(parts, 1)
 
 
 def _cosine(steps: int) -> Callable[[int], float]:
@@ -87,8 +92,9 @@ def train_generator(
     rng: torch.Generator,
     memory: float = 0.9,
     average: float = 0.99,
-    loss: Literal["pairs", "running", "batch"] = "pairs",
+    loss: Loss = "pairs",
     bf16: bool = True,
+    judge: Callable[[LabelledGenerator], float] | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Fit the generator to target class means, in place, and return the losses.
@@ -99,6 +105,8 @@ def train_generator(
     - "pairs": the mean of the *other* n - 1 images (the U-statistic): no bias, no delay;
     - "running": the bias-corrected moving average of the batch means: less noise, but a delay of about
       1 / (1 - memory) steps, which makes large learning rates diverge;
+    - "adam": what v in the published loss makes it, m_c = T_c - v_c, where v follows T - (batch means) by Adam's steps
+      on |v - T + means|²: a moving average whose pace differs from coordinate to coordinate;
     - "batch": the mean of the batch itself, for comparison only. |m - T|² has expectation |E m - T|² + Var / n, so it
       rewards generators of low diversity.
 
@@ -116,6 +124,7 @@ def train_generator(
         memory: decay of the moving average of generated means (for "running", and for the losses returned).
         average: decay of the moving average of the weights, in [0, 1).
         loss: which mean the images are pulled by, see above.
+        judge: an error of the averaged generator; with it the weights of the best of eight checks are kept.
         bf16: compute images and features in bfloat16 (about three times faster on CPUs that have it).
         on_step: called with the step's number and its loss sum_c w_c |e_c - T_c|².
 
@@ -137,6 +146,10 @@ def train_generator(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(steps))
     generator.train()
     running, losses = torch.zeros_like(target), []
+    follower = nn.Parameter(torch.zeros_like(target))
+    chase = torch.optim.Adam([follower], lr=_CHASE, betas=(0.5, 0.999), fused=True)
+    best, checks = math.inf, {round(steps * (i + 1) / _CHECKS) - 1 for i in range(_CHECKS)}
+    kept = copy.deepcopy(generator.state_dict())
     for step in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             fake = features(generator.draw(y, rng=rng)).float().view(k, -1, target.shape[1])
@@ -149,14 +162,20 @@ def train_generator(
                 m = (n * m - fake) / (n - 1)  # for each image the mean of the others
             elif loss == "running":
                 m = seen[:, None]
+            elif loss == "adam":
+                follower.grad = 2 * (follower - target + m[:, 0]) / target.shape[1]
+                chase.step()
+                m = (target - follower)[:, None]
             pull = (2 / n) * share[:, None, None] * (m - target[:, None])
         optimiser.zero_grad(set_to_none=True)
         fake.backward(pull.expand_as(fake))
         optimiser.step()
         schedule.step()
         follow(mean, generator, min(average, step / (step + 10)))
+        if judge and step in checks and (found := judge(mean)) < best:
+            best, kept = found, copy.deepcopy(mean.state_dict())
         if on_step:
             on_step(step, losses[-1])
-    generator.load_state_dict(mean.state_dict())
+    generator.load_state_dict(kept if judge else mean.state_dict())
     generator.eval()
     return losses
