@@ -64,10 +64,12 @@ def test_contract(options):
     check_method(published(**options), schema(), rows(), budget=BUDGET, allow="refuted")
 
 
-def test_contract_of_the_unet_with_codes_of_a_public_vq_model(vq_file):
-    method = published(net="unet", label="learned", rounds=1, n_leapfrog=1, residual=f"vq:{vq_file}")
+def test_contract_of_the_unet_with_codes_of_a_public_vq_model(vq_file, monkeypatch):
+    monkeypatch.chdir(vq_file.parent)
+    method = published(net="unet", label="learned", rounds=1, n_leapfrog=1, residual=f"vq:{vq_file.name}")
     model = check_method(method, schema(), rows(), budget=BUDGET, allow="refuted")
     assert model.release.details["code"] == [4, 4, 4]
+    assert model.guarantee.assumptions == ("the codes saw public data only: made-up pictures",)
     vq_file.rename(vq_file.with_suffix(".gone"))  # sampling does not need it
     assert len(model.release.method.restore(model.release, {}).sample(2, seed=0)) == 2
     vq_file.with_suffix(".gone").rename(vq_file)
@@ -118,6 +120,15 @@ def test_only_sampling_options_are_free():
     assert method.retrained(free) is free
     with pytest.raises(SchemaError, match="'k'"):
         method.retrained(dataclasses.replace(method, published=dataclasses.replace(method.published, k=3)))
+
+
+def test_no_artefact_has_the_path_of_a_vq_model(vq_file):
+    method = published(residual=f"vq:{vq_file}")
+    shown = method.to_json()["published"]
+    assert shown["residual"] == f"vq:{vq_file.name}"  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue, reportOptionalSubscript]
+    assert PGE.from_json(method.to_json()).retrained(method) is method  # a resumed run has it from the command line
+    with pytest.raises(SchemaError, match="'residual'"):
+        method.retrained(published(residual="vq:other.safetensors"))
 
 
 def test_the_loss_curve_is_passed_on():

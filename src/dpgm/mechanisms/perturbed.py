@@ -101,6 +101,7 @@ class PerturbedProjections:
         state: what an earlier part answered, to go on from.
         resumable: answer with all that a later part needs, under "net.", "ema.", "adam1.", "adam2.", and with the
             "loss" of every step; otherwise with the weights alone, by their names.
+        assumptions: what is said of the public codes.
         name: what ledger and guarantee call it.
     """
 
@@ -120,6 +121,7 @@ class PerturbedProjections:
     first: bool = True
     state: Mapping[str, NDArray[Any]] | None = None
     resumable: bool = False
+    assumptions: tuple[str, ...] = ()
     name: str = "pge-perturbed-projections"
 
     def __post_init__(self) -> None:
@@ -141,6 +143,7 @@ class PerturbedProjections:
             event=ClaimEvent(self.epsilon if self.first else 0.0, 0.0),
             name=self.name,
             evidence=Evidence.REFUTED,
+            assumptions=self.assumptions,
             sources=(replace(SOURCE, part="theorem 1 (does not hold)"),),
         )
 

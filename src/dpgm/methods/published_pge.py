@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor
 from dpgm.mechanisms.perturbed import SOURCE, PerturbedProjections
 from dpgm.methods.base import Batch, Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
 from dpgm.nets.classifiers import to_bytes
-from dpgm.nets.codes import Code, make_code
+from dpgm.nets.codes import Code, VQCode, make_code, short
 from dpgm.nets.score import Label, ScoreNet
 from dpgm.nets.unet import ScoreUNet
 from dpgm.privacy.guarantee import Budget, Relation, Source
+from dpgm.privacy.mechanism import Json
 from dpgm.samplers import pge_steps, run, unadjusted_hmc
 from dpgm.samplers.hamiltonian import Metropolis, VelocityLaw
 from dpgm.schema import Schema, SchemaError
@@ -85,6 +86,16 @@ class Published(Method):
         {"rounds", "n_leapfrog", "step_size", "step_floor", "velocity", "metropolis"}
     )
 
+    def to_json(self) -> dict[str, Json]:
+        """The configuration as plain JSON values, a file by its last name."""
+        return {**super().to_json(), "residual": short(self.residual)}
+
+    def retrained(self, other: Method) -> Self:
+        """`other`, if it differs in free options only; a VQ model counts by the name of its file."""
+        if isinstance(other, Published) and short(self.residual) == short(other.residual):
+            return super(Published, replace(self, residual=other.residual)).retrained(other)
+        return super().retrained(other)
+
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """One training in parts, at the price that the paper claims for the whole.
 
@@ -118,6 +129,7 @@ class Published(Method):
             smooth=self.smooth,
             bfloat16=self.bfloat16,
             resumable=True,
+            assumptions=(f"the codes saw public data only: {code.provenance}",) if isinstance(code, VQCode) else (),
         )
         parts = min(PARTS, self.steps)
         later = ((replace(first, first=False), parts - 1),) if parts > 1 else ()

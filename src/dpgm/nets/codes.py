@@ -43,6 +43,12 @@ def make_code(spec: str) -> Code | None:
     raise ValueError(f"the code is {spec!r}; allowed are 'none', 'thumbnail' and 'vq:PATH'")
 
 
+def short(spec: str) -> str:
+    """The spec with its path cut down to the last name, as an artefact may show it."""
+    kind, colon, path = spec.partition(":")
+    return f"{kind}{colon}{Path(path).name}"
+
+
 def thumbnail(x: Tensor) -> Tensor:
     """Codes [b, 1, 4, 4] of images [b, c, h, w]: the mean grey of 16 patches in 8 levels from -1 to 1."""
     return (functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), 4) * 7).round() / 3.5 - 1
@@ -53,9 +59,13 @@ class VQCode:
 
     Args:
         model: a diffusers VQModel.
+
+    Attributes:
+        provenance: the public data that the model says it saw.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.provenance = str(getattr(model, "provenance", "not stated"))
         self.model: Any = model.eval().requires_grad_(False)
         self.scale = float(self.model.quantize.embedding.weight.square().mean().sqrt()) + 1e-12
 
@@ -191,4 +201,5 @@ def load_vq(path: Path) -> Any:
         )
     model = package.VQModel(**json.loads(metadata["config"]))
     model.load_state_dict(tensors)
+    model.provenance = metadata.get("provenance", "not stated")
     return model
