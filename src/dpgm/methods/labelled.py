@@ -59,7 +59,8 @@ class Labelled(Method):
         if not isinstance(other, type(self)):
             return super().retrained(other)
         super().retrained(dataclasses.replace(other, generator=self.generator))
-        return dataclasses.replace(other, generator=self.generator.retrained(other.generator))
+        self.generator.retrained(other.generator)
+        return other
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The labeller's plan at its share, and the generator's at the most that then fits the budget."""
