@@ -1,6 +1,6 @@
 """The price of the slicing mechanism in time and memory: projecting, storing and noise over the bare matrix product.
 
-python benchmarks/projection.py [rows] [dimensions] [directions]
+python benchmarks/projection.py [rows] [dimensions] [directions] [bare,projected,released]
 
 "bare" is X U in one call on float64 rows, "projected" the mechanism with all of its clipping, blocks, random order and
 storing but without noise, "released" the mechanism as it runs. Memory is what each adds to the resident rows, files
@@ -65,11 +65,12 @@ def measure(kind: str, n: int, dim: int, width: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    n, dim, width = (int(v) for v in (sys.argv[1:] + ["1000000", "100", "200"][len(sys.argv) - 1 :]))
+    given = [*sys.argv[1:], *["1000000", "100", "200", "bare,projected,released"][len(sys.argv) - 1 :]]
+    n, dim, width = map(int, given[:3])
     print(f"{dim} dimensions, {width} directions\nrows       kind       seconds  over bare  memory added (MB)")
     for rows in (n // 4, n):
         bare = 0.0
-        for kind in ("bare", "projected", "released"):
+        for kind in given[3].split(","):
             with multiprocessing.get_context("spawn").Pool(1) as pool:  # a fresh process, so that memory is its own
                 seconds, added = pool.apply(measure, (kind, rows, dim, width))
             bare = bare or seconds
