@@ -195,6 +195,10 @@ def test_attacks_are_shown_the_successful_ones_first(make_run: MakeRun) -> None:
     text = Page(read(folder)).text
     assert "No privacy guarantee" not in text
     assert "Samples: no test part." in text
+    (folder / "audit.json").write_text(json.dumps({"audits": [{**beaten, "kind": "membership"}]}), "utf-8")
+    text = Page(read(folder)).text
+    assert "No privacy guarantee" not in text
+    assert "Members were found more often than the claim allows: thresholds" in text
     (folder / "audit.json").write_text(json.dumps({"audits": "none"}), "utf-8")
     assert "Attacks on the claim" not in Page(read(folder)).text
 
