@@ -131,6 +131,13 @@ def test_no_artefact_has_the_path_of_a_vq_model(vq_file):
         method.retrained(published(residual="vq:other.safetensors"))
 
 
+def test_codes_of_a_vq_model_name_what_it_saw(vq_file):
+    assert published(residual=f"vq:{vq_file}").public_sets() == ("made-up pictures",)
+    assert published().public_sets() == PGE().public_sets() == ()
+    with pytest.raises(SchemaError, match="cannot be read"):
+        published(residual="vq:nowhere").public_sets()
+
+
 def test_the_loss_curve_is_passed_on():
     method, notes = published(steps=5), []
     plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)

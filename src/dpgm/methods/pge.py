@@ -240,6 +240,10 @@ class PGE(Method):
             return self.denoising.restore(release, tensors)
         return self._field(release, tensors)
 
+    def public_sets(self) -> tuple[str, ...]:
+        """Names of the public sets behind the published form's codes."""
+        return self.published.public_sets() if self.privacy == "published" else ()
+
     def retrained(self, other: Method) -> Self:
         """`other`, if it differs from this method in free options only; so for the published form's options."""
         if self.privacy == "published" and isinstance(other, PGE):

@@ -96,6 +96,19 @@ class Published(Method):
             return super(Published, replace(self, residual=other.residual)).retrained(other)
         return super().retrained(other)
 
+    def public_sets(self) -> tuple[str, ...]:
+        """Names of the sets that the VQ model was fitted on, as its file says."""
+        if not self.residual.startswith("vq:"):
+            return ()
+        code = self._code()
+        return tuple(code.provenance.split(", ")) if isinstance(code, VQCode) else ()
+
+    def _code(self) -> Code | None:
+        try:
+            return make_code(self.residual)
+        except (ValueError, ImportError) as error:
+            raise SchemaError(f"pge's published form cannot be built: {error}") from error
+
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """One training in parts, at the price that the paper claims for the whole.
 
@@ -107,8 +120,8 @@ class Published(Method):
                 f"rounds is {self.rounds}, n_leapfrog {self.n_leapfrog}, step_size {self.step_size}, step_floor "
                 f"{self.step_floor}; allowed are 1 or more, 1 or more, above 0, and 0 or more"
             )
+        code = self._code()
         try:
-            code = make_code(self.residual)
             shape = self._code_shape(schema, code)
             self._untrained(schema, shape)
         except (ValueError, ImportError) as error:
