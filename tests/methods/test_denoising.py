@@ -117,6 +117,19 @@ def test_shares_and_sizes_are_checked():
         form().plan(dataclasses.replace(FACTS, size=None), relation=Relation.ADD_REMOVE, budget=BUDGET)
 
 
+@pytest.mark.parametrize("loss", ["denoising", "sliced"])
+def test_one_more_record_leaves_the_coins_of_the_others(loss):
+    """What the audit of the gradient rests on: with the stream held fixed, only the added record's rows are new."""
+    x, y = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(5) % 2
+    inputs = form(loss=loss).denoising._inputs
+    for few, more in zip(
+        inputs(x[:4], y[:4], np.random.default_rng(3)), inputs(x, y, np.random.default_rng(3)), strict=True
+    ):
+        assert len(more) == 10
+        torch.testing.assert_close(few, more[:8])
+    assert len(inputs(x[:0], y[:0], np.random.default_rng(3))[0]) == 0
+
+
 @pytest.mark.parametrize(("sign", "right"), [(1, True), (-1, False)])
 def test_following_the_gradients_lowers_the_loss(sign, right):
     """20 noise-free gradients of records of one flat grey a class; a twin that climbs must be told apart."""

@@ -191,14 +191,15 @@ class Denoising(Method):
         return {name: t.detach().numpy().copy() for name, t in net.state_dict().items()}
 
     def _inputs(self, x: Tensor, y: Tensor, coins: np.random.Generator) -> tuple[Tensor, ...]:
-        """Clean images, noise, levels and labels (and directions), `draws` rows a record."""
+        """Clean images, noise, levels and labels (and directions), `draws` rows a record.
+
+        A record's coins stand together in one draw, so that those of the others do not hang on how many there are.
+        """
         x, y = (2 * x - 1).repeat_interleave(self.draws, 0), y.repeat_interleave(self.draws, 0)
-        noise = [
-            torch.from_numpy(coins.standard_normal(x.shape, dtype=np.float32))
-            for _ in range(2 if self.loss == "sliced" else 1)
-        ]
-        sigma = torch.from_numpy(np.exp(_LEVEL + _RANGE * coins.standard_normal(len(x), dtype=np.float32)))
-        return (x, noise[0], sigma, y, *noise[1:])
+        size, times = x[0].numel() if len(x) else 0, 2 if self.loss == "sliced" else 1
+        drawn = torch.from_numpy(coins.standard_normal((len(x), size * times + 1), dtype=np.float32))
+        noise = [part.reshape(x.shape) for part in drawn[:, 1:].split(size, 1)] if size else [x] * times
+        return (x, noise[0], (_LEVEL + _RANGE * drawn[:, 0]).exp(), y, *noise[1:])
 
     def _warm(self, net: Denoiser, shown: Batch, coins: torch.Generator) -> Talk:
         """Denoise released or public pictures."""
