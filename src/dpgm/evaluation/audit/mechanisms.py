@@ -10,7 +10,7 @@ import dataclasses
 import math
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -178,6 +178,8 @@ def _scores(
 
 def _called(mechanism: Mechanism[Any], rows: Rows, neighbour: Rows, score: Score) -> Draw:
     """One call after the other."""
+    if type(mechanism) is KNorm:  # features of the same few records need not be computed a thousand times
+        mechanism = dataclasses.replace(mechanism, query=_Remembered(query=mechanism.query))
 
     def draw(present: bool, times: int, noise: NoiseSource) -> Array:
         some = rows if present else neighbour
@@ -203,6 +205,30 @@ class _Seen:
 
     def partial(self, rows: Rows) -> Array:
         return np.tile(self.query.partial(rows).ravel() @ self.basis, (self.times, 1))
+
+    def sensitivity(self, relation: Relation, norm: int = 2) -> float:
+        return self.query.sensitivity(relation, norm)
+
+    def assumptions(self) -> tuple[str, ...]:
+        return self.query.assumptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Remembered:
+    """A query that keeps its answers about blocks it has seen."""
+
+    query: Query
+    kept: dict[tuple[bytes, ...], Array] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.query.shape
+
+    def partial(self, rows: Rows) -> Array:
+        key = tuple(rows[name].tobytes() for name in rows.names)
+        if key not in self.kept:
+            self.kept[key] = self.query.partial(rows)
+        return self.kept[key]
 
     def sensitivity(self, relation: Relation, norm: int = 2) -> float:
         return self.query.sensitivity(relation, norm)
