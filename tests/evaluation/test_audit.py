@@ -303,6 +303,29 @@ def test_command_names_what_it_knows(capsys: pytest.CaptureFixture[str]):
 PAGES = Path(__file__).parents[2] / "docs" / "refutations"
 
 
+def skeleton(text: str) -> list[str]:
+    """An audit's words without its numbers, and without lines that depend on chance."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(("           ", "  power"))]
+    return [
+        re.sub(r"\d[\d.,]*(e-\d+)?", "#", line.split(", both at delta")[0].split("; it moves")[0]) for line in lines
+    ]
+
+
+@pytest.mark.slow
+def test_commands_of_the_pages_print_what_the_pages_say(capsys: pytest.CaptureFixture[str]):
+    found = 0
+    for page in [*PAGES.glob("*.md"), PAGES.parent / "audits.md"]:
+        for command, output in re.findall(
+            r"```console\n\$ dpgm audit ([^\n]*)\n(.*?)```", page.read_text("utf-8"), re.DOTALL
+        ):
+            if "--kind canary" in command or command.split()[0] in ("run", "all"):
+                continue  # minutes, or a folder that is not here
+            assert main(["audit", *command.split()]) == 0
+            assert skeleton(capsys.readouterr().out) == skeleton(output), page.name
+            found += 1
+    assert found >= 12
+
+
 def test_every_refutation_has_a_page_whose_command_still_beats_it(capsys: pytest.CaptureFixture[str]):
     shown: set[str] = set()
     for page in PAGES.glob("*.md"):

@@ -17,6 +17,7 @@ from dpgm.evaluation.audit.trained import _Nets, neighbours
 from dpgm.methods.pge import PGE
 from dpgm.methods.vae import DP2VAE
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
+from dpgm.schema import SchemaError
 
 PURE = Budget(epsilon=1.0, delta=0.0)
 
@@ -72,6 +73,15 @@ def test_outcomes(
     value = json.loads(capsys.readouterr().out)
     assert value["audits"][0]["job"] == "one"
     assert bool(value["wrong"]) == wrong
+
+
+def test_a_job_that_lacks_a_package_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    def missing() -> Any:
+        raise SchemaError("install it")
+
+    monkeypatch.setattr(command, "suite", lambda *, quick: [Job(name="one", run=missing, quick=quick)])
+    assert main(["audit", "all"]) == 0
+    assert "1 jobs were not done (one)" in capsys.readouterr().out
 
 
 def test_command_trains_on_canaries_beside_broken_twins(monkeypatch: pytest.MonkeyPatch, capsys: Any):

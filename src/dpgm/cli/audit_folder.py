@@ -72,9 +72,7 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
             method = artefact.method_from_json(run["config"])
             promise = run["guarantee"]
             budget = Budget(epsilon=promise["epsilon"], delta=promise["delta"])
-            audits += audit_method(
-                method, budget=budget, relation=Relation(promise["relation"]), trials=options.trials, weakest=False
-            )
+            audits += audit_method(method, budget=budget, relation=Relation(promise["relation"]), trials=options.trials)
         if options.kind in ("all", "membership"):
             try:
                 audits.append(_membership(options, run))

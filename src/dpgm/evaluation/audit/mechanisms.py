@@ -118,9 +118,9 @@ def weaker(mechanism: Any, share: float) -> Any:
     """The broken twin that keeps only a share of the noise; None where the noise has no known field."""
     if isinstance(mechanism, SelectMarginal):
         return dataclasses.replace(mechanism, strength=mechanism.strength / share)
-    for field in ("noise_std", "noise_multiplier", "scale", "sigma"):
-        if hasattr(mechanism, field):
-            return dataclasses.replace(mechanism, **{field: share * getattr(mechanism, field)})
+    for key in ("noise_std", "noise_multiplier", "scale", "sigma"):
+        if hasattr(mechanism, key):
+            return dataclasses.replace(mechanism, **{key: share * getattr(mechanism, key)})
     return None
 
 
