@@ -305,7 +305,8 @@ PAGES = Path(__file__).parents[2] / "docs" / "refutations"
 
 def skeleton(text: str) -> list[str]:
     """An audit's words without its numbers, and without lines that depend on chance."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(("           ", "  power", "  pair"))]
+    chance = ("           ", "  power", "  pair")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(chance)]
     return [
         re.sub(r"\d[\d.,]*(e-\d+)?", "#", line.split(", both at delta")[0].split("; it moves")[0]) for line in lines
     ]
