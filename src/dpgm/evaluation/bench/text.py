@@ -34,6 +34,8 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def _table(data: str, lines: list[dict[str, Any]]) -> list[str]:
     epsilons = sorted({x["epsilon"] for x in lines if x["epsilon"] is not None})
+    if not any(x["n"] for x in lines):
+        return []
     rows: dict[str, dict[Any, dict[str, Any]]] = {}
     for line in lines:
         if line["n"]:
