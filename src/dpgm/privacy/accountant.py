@@ -102,10 +102,11 @@ def gaussian_mu(budget: Budget) -> float:
     low = high
     while gaussian_delta(low, budget.epsilon) > budget.delta:
         low /= 2
-    if low == high:  # they met exactly
-        return low * (1 - 1e-11)
-    root = brentq(lambda m: gaussian_delta(m, budget.epsilon) - budget.delta, low, high, xtol=1e-15 * low, rtol=1e-14)
-    return float(root) * (1 - 1e-11)
+    if low < high:
+        low = float(brentq(lambda m: gaussian_delta(m, budget.epsilon) - budget.delta, low, high, xtol=1e-15 * low))
+    while gaussian_epsilon(low * (1 + 1e-10), budget.delta) > budget.epsilon:  # its own safety margin counts, too
+        low *= 1 - 1e-10
+    return low
 
 
 def shuffled_mu(budget: Budget, records: int) -> float:
