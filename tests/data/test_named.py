@@ -43,7 +43,7 @@ def test_digits() -> None:
 
 
 def test_data_folder_by_option_or_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = open_data("mnist", data_dir=mnist_like(tmp_path))
+    data = open_data("mnist", data_dir=str(mnist_like(tmp_path)))  # a path or its text
     assert (data.name, data.schema.size, data.schema.n_classes) == ("mnist", 60_000, 10)
     assert "LeCun" in data.terms
     assert len(data.test()) == 10

@@ -22,7 +22,7 @@ __all__ = ["NAMED", "DataError", "DataSet", "NamedSet", "open_data", "same_sourc
 def open_data(
     source: str | Path,
     *,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     schema: ImageSchema | None = None,
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
@@ -76,7 +76,7 @@ def open_data(
     name = source.lower().replace("_", "-") if isinstance(source, str) else ""
     if name in NAMED:
         known = NAMED[name]
-        parts, facts, note = open_named(name, data_dir)
+        parts, facts, note = open_named(name, None if data_dir is None else Path(data_dir))
         facts = declared.agreeing(name, facts)
         stored, cut, terms = known.stored, known.cut, known.terms
     else:
