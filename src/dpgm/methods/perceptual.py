@@ -68,7 +68,7 @@ class DPMEPF(Embedding):
     waves: int | None = None
     rank: int = 40
     hidden: int = 16
-    bend: int = 128
+    bend: int = 0
     net: Literal["moments", "conv"] = "moments"
     warm: int = 0
 

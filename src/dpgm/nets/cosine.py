@@ -18,9 +18,9 @@ from dpgm.nets.features import FeatureMap
 from dpgm.nets.generators import LabelledGenerator, initialise, one_hot
 
 _LEAK = 0.05
-_PACE, _BEND, _FINISH = 3.0, 0.1, 0.2
-"""Changes by one unit: of a weight of the law, of the dense layers (both in spreads of the coefficient), of the last
-convolution (in pixels). Adam moves every weight alike, so these decide what moves first."""
+_PACE, _BEND = 0.3, 0.1
+"""Changes by one unit: of a weight of the law, and of the dense layers (in spreads of the coefficient). Adam moves every
+weight alike, so these decide what moves first."""
 
 
 def cosine_basis(height: int, width: int, channels: int, count: int) -> Tensor:
@@ -205,9 +205,7 @@ class MomentGenerator(LabelledGenerator):
         In training, values outside [0, 1] are pushed back softly instead of cut, so that gradients pass.
         """
         label = one_hot(y, self.n_classes)
-        change = _PACE * self.spread[:, None] * self.change  # each entry moves in proportion to what it is about
-        change = torch.cat([change[:, :, :1], change[:, :, 1:] / math.sqrt(self.rank)], 2)
-        law = torch.einsum("bk,kmr->bmr", label, self.law + change)
+        law = torch.einsum("bk,kmr->bmr", label, self.law + _PACE * self.change)
         code = law[:, :, 0] + torch.einsum("bmr,br->bm", law[:, :, 1:], z[:, : self.rank])
         if self.bent:
             h = (label[:, :, None] * functional.pad(z[:, None, : self.rank], (0, 1), value=1.0)).flatten(1)
@@ -218,6 +216,6 @@ class MomentGenerator(LabelledGenerator):
         grain = functional.interpolate(grain, size=self.size[1:], mode="bilinear", align_corners=False)
         style, other = self.styles(label)[:, :, None, None].chunk(2, 1)
         h = functional.relu(self.first(torch.cat([smooth, grain], 1)) + style)
-        x = smooth + _FINISH * self.last(functional.relu(self.second(h) + other))
+        x = smooth + self.last(functional.relu(self.second(h) + other))
         inside = x.clamp(0, 1)
         return inside + _LEAK * (x - inside) if self.training else inside
