@@ -19,8 +19,8 @@ from dpgm.nets.generators import LabelledGenerator, initialise, one_hot
 
 _LEAK = 0.05
 _PACE, _BEND = 0.3, 0.1
-"""Changes by one unit: of a weight of the law, and of the dense layers (in spreads of the coefficient). Adam moves every
-weight alike, so these decide what moves first."""
+"""Changes by one unit: of a weight of the law, and of the dense layers (in spreads of the coefficient). Adam moves all
+weights alike, so these decide what moves first."""
 
 
 def cosine_basis(height: int, width: int, channels: int, count: int) -> Tensor:
