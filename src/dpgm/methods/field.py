@@ -52,7 +52,6 @@ class Appearance:
         temperature: covariances are multiplied by it in sampling.
         wobble: strength of the random distortion of finished pictures.
         contrast: slope about the middle grey.
-        detail: strength of random frequencies beyond those that were asked about; 1 goes on from the last known ones.
     """
 
     grey: float
@@ -60,7 +59,6 @@ class Appearance:
     temperature: float
     wobble: float
     contrast: float
-    detail: float
 
 
 class Fit:
@@ -204,13 +202,6 @@ class FieldModel(Model):
     def _kernel(self, frame: Frame, step_size: float) -> Kernel:
         return hmc(frame.energy, score=frame.score, step_size=step_size, n_leapfrog=self._n_leapfrog, jitter=0.2)
 
-    def _edges(self) -> Array:
-        """Standard deviation [k] of a class at frequency 1, seen from the last frequencies that are known."""
-        at, fall = self._coordinates.edge()
-        factors = self._tensors["factors"][:, :, at].astype(np.float64)
-        variance = (self._tensors["weights"][:, :, None] * np.square(factors).sum(3)).sum(1)
-        return np.sqrt((variance / fall[at]).mean(1))
-
     def _frame(self, label: int) -> Frame:
         parts = (torch.from_numpy(self._tensors[name][label]).double() for name in ("weights", "means", "factors"))
         return Frame(*parts, temperature=self._look.temperature, dtype=torch.float32)
@@ -228,7 +219,6 @@ class FieldModel(Model):
             z,
             wobble=self._look.wobble,
             contrast=self._look.contrast,
-            detail=self._look.detail * self._edges()[labels] if self._look.detail else None,
             rng=rng,
         )
         return Batch(images=images, labels=labels)

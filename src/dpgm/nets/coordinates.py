@@ -20,9 +20,6 @@ Array = NDArray[np.float64]
 SLANT_LIMIT = 0.8
 _SLANT_WEIGHT = 1.5
 _FINE = 2
-_DECAY = 2.5
-"""Variances of pictures fall about as this power of the frequency."""
-_RIM = 5
 
 
 class Coordinates:
@@ -86,7 +83,6 @@ class Coordinates:
         *,
         wobble: float = 0.0,
         contrast: float = 1.5,
-        detail: Array | None = None,
         rng: np.random.Generator | None = None,
     ) -> NDArray[np.uint8]:
         """Images [n, height, width, channels] of coordinates [n, dim].
@@ -97,15 +93,11 @@ class Coordinates:
                 handwriting: 8 degrees, 8 %, half a pixel and 0.7 pixels (standard deviations, at 28 pixels).
             contrast: slope about the middle grey, 1 leaves grey values as they are. Distances turn from black to white
                 over 2 / contrast pixels or so.
-            detail: standard deviation [n] of the random frequencies that each picture gets just beyond the block; it
-                falls on as a power of the frequency. None leaves pictures smooth.
-            rng: coins of wobble and detail.
+            rng: coins of wobble.
         """
         n = len(z)
         planes = z[:, : self.dim - self.upright].reshape(n, self.channels, len(self._rows), len(self._columns))
         field = np.einsum("nkab,ah,bw,kc->nchw", planes, self._rows, self._columns, self._colours, optimize=True)
-        if detail is not None:
-            field = field + self._details(detail, rng or np.random.default_rng())
         x = torch.from_numpy(field).float()
         turn, shift, bend = torch.eye(2).repeat(n, 1, 1), torch.zeros(n, 2), None
         if wobble > 0:
@@ -119,25 +111,6 @@ class Coordinates:
         slope, middle = (0.45 * self.reach, 0.0) if self.outline else (1.0, 0.5)
         x = (0.5 + contrast * slope * (x - middle)).clamp(0, 1)
         return (x * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-
-    def edge(self) -> tuple[NDArray[np.bool_], Array]:
-        """The outermost coordinates of the block [dim], bool, and what their variances are at frequency 1 [dim]."""
-        rows, columns = len(self._rows), len(self._columns)
-        down, across = np.divmod(np.arange(rows * columns), columns)
-        rim = (down >= rows - max(1, rows // _RIM)) | (across >= columns - max(1, columns // _RIM))
-        at = np.concatenate([np.tile(rim, self.channels), np.zeros(int(self.upright), bool)])
-        return at, np.maximum(self.frequency, 1) ** -_DECAY
-
-    def _details(self, detail: Array, rng: np.random.Generator) -> Array:
-        """Random planes [n, c, h, w] of all frequencies outside the block."""
-        down, across = np.arange(self.height)[:, None], np.arange(self.width)
-        std = (np.maximum(down + across, 1) ** (-_DECAY / 2))[None, None]
-        std = std * ((down >= len(self._rows)) | (across >= len(self._columns)))
-        free = (
-            rng.normal(size=(len(detail), self.channels, self.height, self.width)) * std * detail[:, None, None, None]
-        )
-        every, wide = _cosines(self.height), _cosines(self.width)
-        return np.einsum("nkab,ah,bw,kc->nchw", free, every, wide, self._colours, optimize=True)
 
 
 def _cosines(n: int) -> Array:
