@@ -150,8 +150,8 @@ def write_table(found: Sequence[Json], folder: Path) -> Path:
         path = folder / "results.csv"
         write_whole(path, lambda p: _write_csv(p, names, found))
         return path
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # pyright: ignore[reportMissingImports]
+    import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]
 
     path = folder / "results.parquet"
     table = pa.table({k: pa.array([r.get(k) for r in found]) for k in names})
