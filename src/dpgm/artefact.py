@@ -19,7 +19,7 @@ import numpy as np
 from dpgm import methods
 from dpgm.methods.base import Batch, Method, Model, Note, Release, Tensors
 from dpgm.methods.table_batch import TableBatch, table_batch
-from dpgm.privacy.guarantee import Guarantee
+from dpgm.privacy.guarantee import Guarantee, PrivacyError
 from dpgm.schema import ImageSchema, SchemaError, TableSchema, schema_from_json
 
 RUN, LEDGER, RELEASE, MODEL, SAMPLES = (
@@ -201,12 +201,27 @@ def load_samples(path: Path) -> Batch:
         raise SchemaError(f"{path} is not a sample file of this tool ({error})") from error
 
 
-def save_checkpoint(note: Note, folder: Path) -> None:
-    """Keep the state of an unfinished private half; it is made of noisy answers only."""
+def save_checkpoint(note: Note, folder: Path, method: Method) -> None:
+    """Keep the state of an unfinished private half, and whose it is; it is made of noisy answers only."""
     if note.state is not None:
-        _write_tensors(folder / CHECKPOINT, note.state, {"stage": note.stage, "step": note.step, "total": note.total})
+        about = {"stage": note.stage, "step": note.step, "total": note.total, "method": method.to_json()}
+        _write_tensors(folder / CHECKPOINT, note.state, about)
 
 
-def load_checkpoint(folder: Path) -> Tensors | None:
-    """The state that `save_checkpoint` kept, or None."""
-    return _read_tensors(folder / CHECKPOINT)[0] if (folder / CHECKPOINT).exists() else None
+def load_checkpoint(folder: Path, method: Method) -> Tensors | None:
+    """The state that `save_checkpoint` kept, or None.
+
+    Raises:
+        PrivacyError: `method` differs from the one that made it in more than free options.
+    """
+    if not (folder / CHECKPOINT).exists():
+        return None
+    state, about = _read_tensors(folder / CHECKPOINT)
+    try:  # equal prices do not make equal runs
+        method_from_json(about["method"]).retrained(method)
+    except SchemaError as error:
+        raise PrivacyError(
+            f"the unfinished run in {folder} began with other options: {error}; go back to the first ones, or start in "
+            "another folder"
+        ) from error
+    return state

@@ -67,7 +67,10 @@ def test_it_goes_on_from_each_checkpoint():
     assert rest == asked[1:]
     _, rest = drive(method, plan, Resume(used={0: 1, 1: 1}, state=states[2]))
     assert rest == asked[2:]
-    _, rest = drive(method, plan, Resume(used={0: 1, 1: 1, 2: 2}, state=states[4]))
+    again, rest = drive(method, plan, Resume(used={0: 1, 1: 1}, state=states[3]))
+    assert rest == asked[2:]
+    assert "warm" not in {n.stage for n in again}
+    _, rest = drive(method, plan, Resume(used={0: 1, 1: 1, 2: 2}, state=states[5]))
     assert rest == asked[4:]
 
 

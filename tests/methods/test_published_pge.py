@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
+from dpgm.cli import OK, REFUSED, main
 from dpgm.mechanisms.perturbed import PerturbedProjections
-from dpgm.methods.base import check_allowed, privatise
+from dpgm.methods.base import Resume, check_allowed, privatise
 from dpgm.methods.pge import PGE
 from dpgm.methods.published_pge import PARTS, Published
 from dpgm.nets.codes import save_vq, train_vq
@@ -112,6 +113,39 @@ def test_a_killed_training_goes_on_and_does_all_of_its_steps(tmp_path, monkeypat
     assert len(release.tensors["loss"]) == method.published.steps
     assert np.array_equal(release.tensors["loss"][:12], notes[3].state["loss"])
     assert release.guarantee.epsilon == BUDGET.epsilon
+
+
+def test_a_killed_run_cannot_change_what_it_trains(tmp_path, monkeypatch, capsys):
+    """Prices are the same, so the ledger cannot tell: fewer steps than were taken, more, or another learning rate."""
+    words = ["fit", "digits", "--method", "pge", "--privacy", "published", "--allow", "refuted", "--published.net"]
+    words += ["small", "--published.batch", "4", "--out", str(tmp_path / "run"), "--published.steps"]
+    whole = PerturbedProjections.__call__
+
+    def dying(self, given, noise):
+        if self.state is not None and len(self.state["loss"]) == 6:
+            raise Killed
+        return whole(self, given, noise)
+
+    monkeypatch.setattr(PerturbedProjections, "__call__", dying)
+    with pytest.raises(Killed):
+        main([*words, "40"])
+    monkeypatch.undo()
+    before = (tmp_path / "run" / "ledger.jsonl").read_bytes()
+    for given in (["20"], ["60"], ["40", "--published.lr", "0.1"]):
+        assert main([*words, *given]) == REFUSED
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{['lr'] if len(given) > 1 else ['steps']} decided" in said
+        assert "go back to the first ones" in said
+    assert (tmp_path / "run" / "ledger.jsonl").read_bytes() == before, "a refused resume charges nothing"
+    assert main([*words, "40", "--published.rounds", "2"]) == OK, "free options may change"
+
+
+def test_a_checkpoint_of_more_steps_is_refused():
+    method = published(steps=3)
+    plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    state = {"loss": np.zeros(4, np.float32)}
+    with pytest.raises(PrivacyError, match="steps is 3, but the checkpoint has taken 4"):
+        next(method.talk(plan, rng=np.random.default_rng(0), resume=Resume(used={0: 1, 1: 1}, state=state)))
 
 
 def test_only_sampling_options_are_free():

@@ -265,9 +265,9 @@ class _Job:
 
             def on_note(note: Note) -> None:
                 show(note)
-                artefact.save_checkpoint(note, out)
+                artefact.save_checkpoint(note, out, self.method)
 
-            state = artefact.load_checkpoint(out)
+            state = artefact.load_checkpoint(out, self.method)
             release = privatise(
                 self.method, curator, plan, seed=seed, on_note=on_note, state=state, allow=self.options.privacy.allow
             )

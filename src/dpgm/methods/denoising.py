@@ -178,6 +178,9 @@ class Denoising(Method):
             dtype=torch.bfloat16,
         )
         descent = Descent(net, steps=self.steps, lr=self.lr, rule="adam", average=0.98)
+        if not begun:  # the first weights are not made twice
+            first = with_prefix(descent.tensors(), "gradients.")
+            yield Note(stage="start", step=1, total=1, state=first)
         talk = descend(
             descent,
             dataclasses.replace(step, task=task),

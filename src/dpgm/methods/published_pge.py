@@ -18,7 +18,7 @@ from dpgm.nets.classifiers import to_bytes
 from dpgm.nets.codes import Code, VQCode, make_code, short
 from dpgm.nets.score import Label, ScoreNet
 from dpgm.nets.unet import ScoreUNet
-from dpgm.privacy.guarantee import Budget, Relation, Source
+from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import Json
 from dpgm.samplers import pge_steps, run, unadjusted_hmc
 from dpgm.samplers.hamiltonian import Metropolis, VelocityLaw
@@ -166,6 +166,11 @@ class Published(Method):
         state = resume.state
         left = (state is None) + sum(n for _, n in plan.items[1:]) - resume.used.get(1, 0)
         done = 0 if state is None else len(state["loss"])
+        if done > self.steps:
+            raise PrivacyError(
+                f"steps is {self.steps}, but the checkpoint has taken {done} already; go on with the number "
+                "of steps that the run began with, or start in another folder"
+            )
         while left > 0:
             mechanism = plan.items[0 if state is None else 1][0]
             assert isinstance(mechanism, PerturbedProjections)
