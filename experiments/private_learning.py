@@ -50,7 +50,7 @@ def scores(model: Model, test: Any, *, seed: int, samples: int, picture: Path | 
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(png(sample_grid(batch.images, batch.labels, classes=range(model.schema.n_classes))))
     metrics = evaluate_images(batch, test, schema=model.schema, seed=seed, classifiers=("cnn",))
-    return {"cnn": metrics["accuracy"]["cnn"], **found}
+    return {**metrics["accuracy"], **found}
 
 
 def value_of(word: str) -> Any:
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--labeller", type=float, help="share of the budget for a labeller")
+    parser.add_argument("--labeller-mode", default="filter", choices=("filter", "soft", "relabel"))
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE")
     parser.add_argument("--out", type=Path, help="folder for pictures of the samples")
@@ -77,7 +78,7 @@ def main() -> None:
     options = {k: value_of(v) for k, _, v in (w.partition("=") for w in words.set)}
     method: Method = methods.get(words.method).from_json(options)
     if words.labeller:
-        method = Labelled(generator=method, share=words.labeller)
+        method = Labelled(generator=method, share=words.labeller, mode=words.labeller_mode)
     for name in words.data:
         data: Any = open_data(name, data_dir=words.data_dir)
         rows, test = data.train(), data.test()

@@ -117,6 +117,7 @@ def test_account(words: str, epsilon: float, capsys: pytest.CaptureFixture[str])
         (["run", "nosuch", "--out", "x"], BAD_INPUT, "named sets are"),
         (["run", "digits", "--method", "nosuch", "--out", "x"], BAD_INPUT, "there are"),
         (["run", "digits", "--method", "labelled", "--out", "x"], BAD_INPUT, "--labeller"),
+        (["run", "digits", "--labeller-mode", "soft", "--out", "x"], BAD_INPUT, "--labeller 0.3"),
         (["run", "digits", "--epsilon", "-1", "--out", "x"], REFUSED, "above 0"),
         (["run", "digits", "--delta", "1", "--out", "x"], REFUSED, "1e-5"),
         (["account"], REFUSED, "--noise-multiplier"),
@@ -262,6 +263,20 @@ def test_a_bench_shows_its_cells_without_reading_a_row(
     assert "there is no method" in json.loads(capsys.readouterr().out)["cells"][0]["error"]
     assert main(["bench", str(path)]) == BAD_INPUT
     assert "give --out" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_soft_labels_reach_the_cnn_and_the_report(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["--labeller", "0.3", "--labeller-mode", "soft", "--steps", "3", "--dim", "40", "--epsilon", "8"]
+    words += ["--samples", "60", "--classifiers", "cnn", "--fid-features", "none"]
+    assert main(["run", "digits", "--method", "merf", *words, "--out", str(out)]) == OK
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["accuracy"]) == {"cnn_soft", "real_cnn", "labeller"}
+    assert json.loads((out / "run.json").read_text())["config"]["mode"] == "soft"
+    page = (out / "report.html").read_text()
+    assert "CNN on soft labels" in page
+    assert "A classifier that saw nothing but samples" in page
 
 
 @pytest.mark.parametrize("method", ["labeller", "dp-cnn"])

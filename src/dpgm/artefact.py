@@ -163,7 +163,7 @@ def load_model(folder: Path | str) -> Model:
 
 def save_samples(batch: Batch, schema: ImageSchema, path: Path) -> None:
     """Write synthetic records: images as .npz (images uint8 [n, height, width, channels], labels int64 [n],
-    class_names), a table as .csv.
+    class_names; odds float32 [n, k], where a labeller gave class probabilities), a table as .csv.
     """
     if isinstance(batch, TableBatch):
         from dpgm.data.tables import write_csv
@@ -172,9 +172,13 @@ def save_samples(batch: Batch, schema: ImageSchema, path: Path) -> None:
         write_whole(table, lambda p: write_csv(batch.table, batch.schema, p))
         return
 
+    arrays = {"images": batch.images, "labels": batch.labels, "class_names": np.array(schema.classes)}
+    if batch.odds is not None:
+        arrays["odds"] = batch.odds
+
     def write(part: Path) -> None:
         with part.open("wb") as file:
-            np.savez_compressed(file, images=batch.images, labels=batch.labels, class_names=np.array(schema.classes))
+            np.savez_compressed(file, **arrays)
 
     write_whole(path, write)
 
@@ -194,7 +198,8 @@ def load_samples(path: Path) -> Batch:
     path = path / SAMPLES if path.is_dir() else path
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Batch(images=file["images"], labels=file["labels"].astype(np.int64))
+            odds = file.get("odds")
+            return Batch(images=file["images"], labels=file["labels"].astype(np.int64), odds=odds)
     except FileNotFoundError as error:
         raise SchemaError(f"{path} does not exist; make samples with 'dpgm sample FOLDER'") from error
     except (ValueError, KeyError, OSError) as error:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from inspect import isfunction
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,21 @@ def test_words_are_those_of_a_run(spec: Spec, tmp_path: Path) -> None:
         "--steps 50 --balanced --widths 5"
     )
     assert "--labeller 0.3" in " ".join(spec.words(pge, data_dir=None, out=Path("o")))
+    soft = replace(pge, row=replace(pge.row, labeller_mode="soft"))
+    assert "--labeller 0.3 --labeller-mode soft" in " ".join(spec.words(soft, data_dir=None, out=Path("o")))
     assert spec.words(real, data_dir=None, out=Path("o"))[0] == "reference"
     assert option("warm_start", False) == ["--no-warm-start"]
+
+
+def test_a_labellers_mode_stands_in_the_name_and_soft_labels_in_the_judges(tmp_path: Path) -> None:
+    path = tmp_path / "e.toml"
+    row = "[[row]]\nmethod = 'merf'\nlabeller = 0.3\nlabeller_mode = "
+    path.write_text("data = ['mnist']\nseeds = 1\n" + f"{row}'soft'\n{row}'filter'\n")
+    assert [c.row.name for c in read_spec(path).cells()] == ["merf+labeller-soft", "merf+labeller"]
+    flat = collect._scores({"accuracy": {"cnn_soft": 0.9, "logreg": 0.8, "labeller": 0.95, "real_cnn": 0.97}})
+    assert (flat["score"], flat["judge"]) == (0.9, "accuracy_cnn_soft")
+    lines = [{"method": "merf", "judge": j} for j in ("accuracy_cnn", "accuracy_cnn_soft", "accuracy_cnn")]
+    assert board._judges(lines, []) == "accuracy cnn or accuracy cnn soft"
 
 
 def test_own_sets_are_found_beside_the_file(tmp_path: Path) -> None:
@@ -145,6 +159,8 @@ def test_own_sets_are_found_beside_the_file(tmp_path: Path) -> None:
         (('method = "pge"', 'method = "pge"\nrelation = "swap"'), "add-remove, replace"),
         (('method = "pge"\n', ""), "row 2 names no method"),
         (('method = "real"', 'method = "real"\nlabeller = 0.3'), "takes no options"),
+        (('method = "merf"', 'method = "merf"\nlabeller_mode = "soft"'), "give its share"),
+        (("labeller = 0.3", 'labeller = 0.3\nlabeller_mode = "softly"'), "'filter', 'soft', 'relabel'|Literal"),
         (("title", "title title"), "is no TOML"),
     ],
 )

@@ -101,6 +101,16 @@ def test_a_proved_run_says_all_of_it(make_run: MakeRun) -> None:
     assert not faults(html)
 
 
+def test_soft_labels_are_named_and_stand_beside_the_same_net_on_real_records(make_run: MakeRun) -> None:
+    folder = make_run()
+    accuracy = json.loads((folder / "metrics.json").read_text("utf-8"))["accuracy"]
+    edit(folder, "metrics.json", accuracy={("cnn_soft" if k == "cnn" else k): v for k, v in accuracy.items()})
+    text = Page(read(folder)).text
+    assert "CNN on soft labels" in text
+    assert re.search(r"CNN on soft labels.{0,140}95\.5 %.{0,40}98\.3 %", text)
+    assert "A classifier that saw nothing but samples is right on 95.5 %" in text
+
+
 @pytest.mark.parametrize(
     ("evidence", "words"),
     [

@@ -40,6 +40,21 @@ def timeless(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 @quick
+def test_the_cnn_learns_from_soft_labels_and_is_named_so(digits: Digits) -> None:
+    train, test = digits
+    hard = batch(train)
+    turned = np.eye(10, dtype=np.float32)[(hard.labels + 1) % 10]  # what it learns tells which labels it saw
+    soft = Batch(images=hard.images, labels=hard.labels, odds=turned)
+    found = evaluate_images(soft, test, schema=SCHEMA, epochs=4, classifiers=("cnn", "logreg"))
+    assert list(found["accuracy"]) == ["cnn_soft", "logreg"]
+    assert found["accuracy"]["cnn_soft"] < 0.1
+    assert found["accuracy"]["logreg"] > 0.8
+    for odds in (turned[:, :9], turned * 0.5, turned[:-1], -turned):
+        with pytest.raises(SchemaError, match="class probabilities"):
+            evaluate_images(Batch(images=hard.images, labels=hard.labels, odds=odds), test, schema=SCHEMA)
+
+
+@quick
 def test_field_names_and_scores(digits: Digits) -> None:
     train, test = digits
     looks: list[str] = []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from dpgm.artefact import load_samples, save_samples
 from dpgm.methods.base import Note, Release, Resume, privatise
 from dpgm.methods.embedding import DPMERF
 from dpgm.methods.labelled import Labelled
@@ -179,6 +180,20 @@ def test_filtering_keeps_the_likeliest_draw(release):
     assert odds[1] >= odds[0]
 
 
+def test_soft_labels_come_beside_filtered_images_and_survive_the_file(release, tmp_path):
+    hard = release.method.train(release, seed=0)
+    soft = dataclasses.replace(release.method, mode="soft").restore(release, hard.tensors())
+    plain, batch = hard.sample(30, seed=1), soft.sample(30, seed=1)
+    assert plain.odds is None
+    assert (batch.images == plain.images).all()
+    assert (batch.labels == plain.labels).all()
+    np.testing.assert_array_equal(batch.odds, soft.labeller(batch.images))
+    save_samples(batch, schema(), tmp_path / "samples.npz")
+    np.testing.assert_array_equal(load_samples(tmp_path).odds, batch.odds)
+    save_samples(plain, schema(), tmp_path / "samples.npz")
+    assert load_samples(tmp_path).odds is None
+
+
 def test_a_saved_model_gives_the_same_samples(release):
     model = release.method.train(release, seed=0)
     again = Labelled.from_json(release.method.to_json()).restore(
@@ -218,6 +233,7 @@ def test_what_is_free_of_the_generator_is_free_of_both(release):
     method = release.method
     longer = dataclasses.replace(method, generator=dataclasses.replace(method.generator, steps=3), mode="relabel")
     assert method.retrained(longer) is longer
+    assert method.retrained(dataclasses.replace(method, mode="soft")).mode == "soft"
     with pytest.raises(SchemaError, match=r"dim.*decided what was released"):
         method.retrained(dataclasses.replace(method, generator=dataclasses.replace(method.generator, dim=98)))
     with pytest.raises(SchemaError, match=r"share.*decided what was released"):

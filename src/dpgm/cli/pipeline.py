@@ -28,6 +28,7 @@ from dpgm.cli.training import DEFAULT_METHOD, facts, must_be_new, train_release
 from dpgm.evaluation.utility import CLASSIFIERS
 from dpgm.methods import bounds
 from dpgm.methods.base import Method, Model, Note, Plan, Release, check_allowed, check_takes, privatise
+from dpgm.methods.options import LabelMode
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError
 from dpgm.privacy.ledger import Ledger
@@ -41,6 +42,8 @@ class PlanOptions:
     Attributes:
         method: the method; 'dpgm methods' lists them, and '--method NAME --help' its options.
         labeller: share of the budget for a classifier that corrects the labels of the samples, above 0 and below 1.
+        labeller_mode: what it does with samples: filter (draw again until it agrees; the default), soft (filter, and
+            hand on its class probabilities for the CNN to learn from) or relabel (keep every sample, as what it reads).
         json: print one JSON object and nothing else on standard output.
     """
 
@@ -48,6 +51,7 @@ class PlanOptions:
     privacy: Flat[Privacy]
     method: str = DEFAULT_METHOD
     labeller: float | None = None
+    labeller_mode: LabelMode | None = None
     json: bool = False
 
 
@@ -58,6 +62,8 @@ class Fit(PlanOptions):
     Attributes:
         method: the method; 'dpgm methods' lists them, and '--method NAME --help' its options.
         labeller: share of the budget for a classifier that corrects the labels of the samples, above 0 and below 1.
+        labeller_mode: what it does with samples: filter (draw again until it agrees; the default), soft (filter, and
+            hand on its class probabilities for the CNN to learn from) or relabel (keep every sample, as what it reads).
         json: print one JSON object and nothing else on standard output.
     """
 
@@ -71,6 +77,8 @@ class Run(Fit):
     Attributes:
         method: the method; 'dpgm methods' lists them, and '--method NAME --help' its options.
         labeller: share of the budget for a classifier that corrects the labels of the samples, above 0 and below 1.
+        labeller_mode: what it does with samples: filter (draw again until it agrees; the default), soft (filter, and
+            hand on its class probabilities for the CNN to learn from) or relabel (keep every sample, as what it reads).
         json: print one JSON object and nothing else on standard output.
         samples: how many synthetic records to draw.
         evaluate: train classifiers on them and test these on real test records; by default only for public named sets,
@@ -294,8 +302,11 @@ class _Job:
 def _parse(command: str, options: type[Any], words: list[str], about: str) -> tuple[Any, Method]:
     method = method_named(words, DEFAULT_METHOD)
     parsed = parse(command, with_method(options, method()), words, about=about)
-    if parsed.common.labeller is None:
+    share, mode = parsed.common.labeller, parsed.common.labeller_mode
+    if share is None and mode is not None:
+        raise SchemaError(f"--labeller-mode {mode} needs a labeller; give its share of the budget too: --labeller 0.3")
+    if share is None:
         return parsed.common, parsed.config
     from dpgm.methods.labelled import Labelled
 
-    return parsed.common, Labelled(generator=parsed.config, share=parsed.common.labeller)
+    return parsed.common, Labelled(generator=parsed.config, share=share, mode=mode or "filter")

@@ -13,6 +13,7 @@ Json: TypeAlias = dict[str, Any]
 
 NAMES: Mapping[str, str] = {
     "cnn": "CNN",
+    "cnn_soft": "CNN on soft labels",
     "logreg": "Logistic regression",
     "mlp": "Multilayer perceptron",
     "boosting": "Gradient boosting",
@@ -24,6 +25,10 @@ RIVALS = ("labeller", "dp_cnn", "dp_logreg")
 """Private classifiers trained on real records: they stand beside the samples and use none."""
 BESIDE_PRIVATE = "Beside private classifiers"
 """Title of the panel that holds them."""
+_NOTES: Mapping[str, str] = {
+    "cnn": "the classifier named beforehand",
+    "cnn_soft": "the classifier named beforehand, trained on the private labeller's class probabilities of the samples",
+}
 _MEASURES: Mapping[str, str] = {"auc": "ROC AUC", "f1": "F1", "accuracy": "accuracy"}
 _FIDELITY: Mapping[str, str] = {
     "KSComplement": "columns of numbers: 1 less the largest gap of the distribution functions",
@@ -143,11 +148,13 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
 def _accuracy(accuracy: Json) -> tuple[Row, ...]:
     """A row for each classifier: trained on synthetic, and on real data where that is known."""
     names = dict.fromkeys(k.removeprefix("real_") for k in accuracy if k not in RIVALS)
+    if "cnn_soft" in accuracy:
+        names.pop("cnn", None)  # the same net; what it learnt from real records stands beside
     return tuple(
         Row(
             name=NAMES.get(k, k),
-            note="the classifier named beforehand" if k == "cnn" else "",
-            cells=(percent_cell(accuracy.get(k)), percent_cell(accuracy.get(f"real_{k}"))),
+            note=_NOTES.get(k, ""),
+            cells=(percent_cell(accuracy.get(k)), percent_cell(accuracy.get(f"real_{k.removesuffix('_soft')}"))),
             key=i == 0,
         )
         for i, k in enumerate(names)

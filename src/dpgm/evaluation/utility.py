@@ -1,6 +1,7 @@
 """Train on synthetic, test on real: the numbers that say what synthetic images are good for.
 
-One classifier is named beforehand, the protocol's CNN ("cnn"); logistic regression ("logreg") and a multilayer
+One classifier is named beforehand, the protocol's CNN ("cnn", or "cnn_soft" where the samples bring class probabilities
+to learn from); logistic regression ("logreg") and a multilayer
 perceptron ("mlp") stand beside it, never instead of it. Nothing here chooses anything by looking at test records.
 """
 
@@ -34,7 +35,9 @@ _FLAT_SIDE = 32
 
 
 class Labelled(Protocol):
-    """Images uint8 [n, height, width, channels] and labels int64 [n]; a `dpgm.methods.base.Batch` is one."""
+    """Images uint8 [n, height, width, channels], labels int64 [n] and perhaps class probabilities [n, k]; a
+    `dpgm.methods.base.Batch` is one.
+    """
 
     @property
     def images(self) -> NDArray[np.uint8]:
@@ -44,6 +47,11 @@ class Labelled(Protocol):
     @property
     def labels(self) -> NDArray[np.int64]:
         """Labels [n]."""
+        ...
+
+    @property
+    def odds(self) -> NDArray[np.float32] | None:
+        """Class probabilities [n, k], where a private labeller gave them: soft labels."""
         ...
 
 
@@ -91,7 +99,8 @@ def evaluate_images(
     ln(classes); images of few classes, whatever their labels say, make it small.
 
     Args:
-        synthetic: n images with labels; the protocol takes n = 10,000.
+        synthetic: n images with labels; the protocol takes n = 10,000. Where they bring class probabilities the CNN
+            learns from these, and is called "cnn_soft"; the others learn from the labels.
         test: the real test part, read once, at the very end. Every number returned is a plain, *not private*,
             statistic of it.
         schema: public facts that both must fit.
@@ -106,9 +115,11 @@ def evaluate_images(
         `epochs`, `seconds` {classifier: training and testing} and `exposures` [{`reason`, `audience`}].
 
     Raises:
-        SchemaError: data that do not fit the schema or are empty, unknown classifiers, or a reference made otherwise.
+        SchemaError: data that do not fit the schema or are empty, probabilities that are none, unknown classifiers, or
+            a reference made otherwise.
     """
     _known(classifiers)
+    odds = _probabilities(synthetic, schema)
     train = Rows(image=synthetic.images, label=synthetic.labels)
     for rows in (train, test):
         _fits(rows, schema)
@@ -118,7 +129,7 @@ def evaluate_images(
         )
     if reference is not None:
         _same_settings(reference, seed=seed, epochs=epochs, test=len(test), n=len(train))
-    accuracy, seconds = _scores(train, test, schema, seed, classifiers, epochs)
+    accuracy, seconds = _scores(train, test, schema, seed, classifiers, epochs, odds)
     start = time.perf_counter()
     entropy = _entropy(train, test, schema, seed)
     seconds["entropy"] = time.perf_counter() - start
@@ -213,9 +224,10 @@ def summarise(values: Sequence[float]) -> dict[str, Any]:
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+Odds = NDArray[np.float32]
 
 
-def _cnn(x: Images, y: Labels, test: Images, schema: ImageSchema, seed: int, epochs: int) -> Labels:
+def _cnn(x: Images, y: Labels | Odds, test: Images, schema: ImageSchema, seed: int, epochs: int) -> Labels:
     rng = torch.Generator().manual_seed(seed)
     net = train_classifier(x, y, n_classes=schema.n_classes, rng=rng, epochs=epochs)
     return predict(net, test).argmax(1)
@@ -255,14 +267,23 @@ def _flat(x: Images) -> NDArray[np.float32]:
 
 
 def _scores(
-    train: Rows, test: Rows, schema: ImageSchema, seed: int, classifiers: Sequence[str], epochs: int
+    train: Rows,
+    test: Rows,
+    schema: ImageSchema,
+    seed: int,
+    classifiers: Sequence[str],
+    epochs: int,
+    odds: Odds | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Share of test records that each classifier gets right, and its seconds."""
+    """Share of test records that each classifier gets right, and its seconds; the CNN learns from `odds`, if any."""
     accuracy: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for name in classifiers:
         start = time.perf_counter()
-        guess = _TRAINERS[name](train["image"], train["label"], test["image"], schema, seed, epochs)
+        if name == "cnn" and odds is not None:
+            name, guess = "cnn_soft", _cnn(train["image"], odds, test["image"], schema, seed, epochs)
+        else:
+            guess = _TRAINERS[name](train["image"], train["label"], test["image"], schema, seed, epochs)
         accuracy[name] = float((guess == test["label"]).mean())
         seconds[name] = time.perf_counter() - start
     return accuracy, seconds
@@ -280,6 +301,19 @@ def _entropy(synthetic: Rows, test: Rows, schema: ImageSchema, seed: int) -> flo
 def _known(classifiers: Sequence[str]) -> None:
     if unknown := sorted(set(classifiers) - set(_TRAINERS)):
         raise SchemaError(f"unknown classifiers {unknown}; allowed are {', '.join(CLASSIFIERS)}")
+
+
+def _probabilities(synthetic: Labelled, schema: ImageSchema) -> Odds | None:
+    """The soft labels, if there are any and they are probabilities."""
+    odds, shape = synthetic.odds, (len(synthetic.labels), schema.n_classes)
+    if odds is None:
+        return None
+    if odds.shape != shape or not bool((odds >= 0).all()) or not np.allclose(odds.sum(1), 1, atol=1e-3):
+        raise SchemaError(
+            f"the samples' class probabilities have shape {list(odds.shape)} or are none; give numbers from 0 to 1 of "
+            f"shape {list(shape)} whose rows add up to 1, or leave them out"
+        )
+    return odds
 
 
 def _fits(rows: Rows, schema: ImageSchema) -> None:

@@ -123,7 +123,7 @@ def summary(
         times = {0: "not read", 1: "read once"}.get(accesses, f"read {accesses:,} times")
         lines.append(f"The private records were {times}, {'each time ' * (accesses > 1)}as the ledger below says.")
     accuracy = metrics.get("accuracy") or {}
-    mine, real = mean_of(accuracy.get("cnn")), mean_of(accuracy.get("real_cnn"))
+    mine, real = mean_of(_named(accuracy)), mean_of(accuracy.get("real_cnn"))
     if mine is not None:
         line = f"A classifier that saw nothing but samples is right on {100 * mine:.1f} % of real records"
         lines.append(f"{line}; one that saw real records, on {100 * real:.1f} %." if real is not None else f"{line}.")
@@ -222,10 +222,10 @@ def edges(
     )
     add(
         "minor",
-        accuracy and not isinstance(accuracy.get("cnn"), Mapping),
+        accuracy and not isinstance(_named(accuracy), Mapping),
         "One seed was run: the scores carry no interval.",
     )
-    score = mean_of(accuracy.get("cnn"))
+    score = mean_of(_named(accuracy))
     for name in ("labeller", "dp_cnn"):
         rival = mean_of(accuracy.get(name))
         add(
@@ -235,6 +235,11 @@ def edges(
             "one trained on these samples; for classification alone, publish that classifier.",
         )
     return found
+
+
+def _named(accuracy: Mapping[str, Any]) -> Any:
+    """The accuracy of the classifier named beforehand, whatever labels it learnt from."""
+    return accuracy.get("cnn", accuracy.get("cnn_soft"))
 
 
 def mean_of(value: Any) -> float | None:

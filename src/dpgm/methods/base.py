@@ -120,10 +120,13 @@ class Resume:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Synthetic records: images uint8 [n, height, width, channels], labels int64 [n]."""
+    """Synthetic records: images uint8 [n, height, width, channels], labels int64 [n], and, where a labeller read them,
+    `odds`, its class probabilities float32 [n, k].
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    odds: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Self, cast
+from typing import ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from dpgm.methods.base import Batch, Method, Model, Note, OnNote, Plan, Release,
 from dpgm.methods.composed import part, prefixed, with_prefix
 from dpgm.methods.embedding import DPMERF
 from dpgm.methods.labeller import Labeller, TrainedLabeller
+from dpgm.methods.options import LabelMode
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import Cost, Json
@@ -35,7 +36,8 @@ class Labelled(Method):
     Attributes:
         generator: makes the images.
         share: part of mu^2 (the squared Gaussian-DP parameter of the whole budget) that the labeller gets, in (0, 1).
-        mode: "filter" draws again until the labeller agrees with the wanted class; "relabel" keeps every image and
+        mode: "filter" draws again until the labeller agrees with the wanted class; "soft" does so too, and its class
+            probabilities stand beside each label, for classifiers that learn from them; "relabel" keeps every image and
             writes down the labeller's class instead of the wanted one.
         labeller: how the labeller is trained.
     """
@@ -45,7 +47,7 @@ class Labelled(Method):
 
     generator: Method = field(default_factory=DPMERF)
     share: float = 0.3
-    mode: Literal["filter", "relabel"] = "filter"
+    mode: LabelMode = "filter"
     labeller: Labeller = field(default_factory=Labeller)
 
     free: ClassVar[frozenset[str]] = frozenset({"mode"})
@@ -181,18 +183,18 @@ class LabelledModel(Model):
         if self.mode == "relabel":
             return Batch(images=drawn.images, labels=self.labeller(drawn.images).argmax(1).astype(np.int64))
         images = drawn.images.copy()
-        best = np.full(len(labels), -1.0)
+        kept = np.full((len(labels), self.schema.n_classes), -1, np.float32)
         todo = np.arange(len(labels))
         for _ in range(_ROUNDS):
             odds = self.labeller(drawn.images)
             wanted = odds[np.arange(len(todo)), labels[todo]]
-            better = wanted > best[todo]  # where the labeller never agrees, the likeliest draw stays
-            images[todo[better]], best[todo[better]] = drawn.images[better], wanted[better]
+            better = wanted > kept[todo, labels[todo]]  # where the labeller never agrees, the likeliest draw stays
+            images[todo[better]], kept[todo[better]] = drawn.images[better], odds[better]
             todo = todo[odds.argmax(1) != labels[todo]]
             if len(todo) == 0:
                 break
             drawn = self._draw(labels[todo], rng)
-        return Batch(images=images, labels=labels)
+        return Batch(images=images, labels=labels, odds=kept if self.mode == "soft" else None)
 
     def _draw(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
         return self.generator.sample(len(labels), labels=labels, seed=int(rng.integers(2**63)))

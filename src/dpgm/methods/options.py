@@ -5,10 +5,13 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from dpgm.privacy.mechanism import Json
 from dpgm.schema import SchemaError
+
+LabelMode: TypeAlias = Literal["filter", "soft", "relabel"]
+"""What a labeller does with samples; see `dpgm.methods.labelled.Labelled`."""
 
 
 def to_plain(value: Any) -> Json:

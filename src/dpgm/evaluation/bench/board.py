@@ -69,7 +69,7 @@ def _set(data: str, every: Sequence[Json], papers: Sequence[Json], paint: Mappin
     empty = {"rows": _rows([], real, paint), "epsilon": None}
     return {
         "data": data,
-        "judge": (private or real or [{"judge": ""}])[0]["judge"].replace("_", " "),
+        "judge": _judges(private, real),
         "features": next((line["features"] for line in own if line.get("features")), ""),
         "tables": tables or [empty],
         "by_epsilon": chart(against_epsilon, paint, label="epsilon", joined=True, ticks=epsilons, dashed=rivals),
@@ -79,6 +79,12 @@ def _set(data: str, every: Sequence[Json], papers: Sequence[Json], paint: Mappin
         "papers": _papers(data, papers, epsilons),
         "missing": sorted({x["row"] for x in every if x["data"] == data and not x["n"]}),
     }
+
+
+def _judges(private: Sequence[Json], real: Sequence[Json]) -> str:
+    """What the scores are: soft labels are named where a row has them."""
+    lines = [line for line in private if line["method"] not in _CLASSIFIERS] or private or real
+    return " or ".join(dict.fromkeys(str(line["judge"]).replace("_", " ") for line in lines))
 
 
 def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str]) -> list[Json]:

@@ -91,7 +91,8 @@ def _judge(metrics: Mapping[str, Any]) -> str:
     accuracy, utility = metrics.get("accuracy", {}), metrics.get("utility", {})
     if accuracy:
         own = [k for k in accuracy if not k.startswith("real_")]
-        return f"accuracy_{'cnn' if 'cnn' in accuracy else own[0] if own else 'real_cnn'}"
+        named = next((k for k in ("cnn", "cnn_soft") if k in accuracy), None)
+        return f"accuracy_{named or (own[0] if own else 'real_cnn')}"
     own = [k for k in utility if not k.startswith("real_")]
     return f"{'boosting' if 'boosting' in utility else own[0] if own else 'real_boosting'}_auc"
 

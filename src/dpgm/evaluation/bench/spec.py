@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from dpgm.methods.options import parse
+from dpgm.methods.options import LabelMode, parse
 from dpgm.schema import SchemaError
 
 Options: TypeAlias = Mapping[str, Any]
@@ -25,11 +25,12 @@ class Row:
     """One line of the table: a method with its options.
 
     Attributes:
-        name: how the table calls it; by default the method's name, with "+labeller" where it has one.
+        name: how the table calls it; by default the method's name, with "+labeller" where it has one, and its mode.
         method: a name of `dpgm methods`, or "real" for the same classifiers trained on real records (not private).
         options: the method's own options.
         on: further options on single sets, by public knowledge of the set: {"mnist": {"picture": "strokes"}}.
         labeller: share of the budget for a labeller.
+        labeller_mode: what it does with the samples: "filter" (the default), "soft" or "relabel".
         relation: which data sets are neighbours; by default the experiment's.
         allow: run it although its evidence is weak.
         data, epsilon: where it runs; by default wherever the experiment does.
@@ -40,6 +41,7 @@ class Row:
     options: Options = field(default_factory=dict)
     on: Mapping[str, Options] = field(default_factory=dict)
     labeller: float | None = None
+    labeller_mode: LabelMode | None = None
     relation: str | None = None
     allow: str | None = None
     data: tuple[str, ...] | None = None
@@ -138,7 +140,8 @@ class Spec:
             return words
         words += ["--method", row.method, "--epsilon", f"{cell.epsilon:g}", "--relation", row.relation or self.relation]
         words += ["--evaluate", "True"]
-        for name, value in (("delta", self.delta), ("labeller", row.labeller), ("allow", row.allow)):
+        labels = (("labeller", row.labeller), ("labeller_mode", row.labeller_mode))
+        for name, value in (("delta", self.delta), *labels, ("allow", row.allow)):
             words += [] if value is None else option(name, value)
         options = {**row.options, **row.on.get(cell.data, {})}
         return [*words, *(w for name, value in options.items() for w in option(name, value))]
@@ -195,6 +198,7 @@ def _row(value: Any, where: str) -> Row:
     if not isinstance(value, dict) or not value.get("method"):
         raise SchemaError(f"{where} names no method; write [[row]] and below it method = 'merf', or 'real'")
     name = str(value["method"]) + ("+labeller" if value.get("labeller") else "")
+    name += f"-{mode}" if (mode := value.get("labeller_mode")) not in (None, "filter") else ""
     return _take(Row, {"name": name, **value}, where)
 
 
@@ -204,6 +208,7 @@ def _take(kind: type[Any], raw: Mapping[str, Any], where: str, **known: Any) -> 
         "on": dict,
         "sets": dict,
         "labeller": float | None,
+        "labeller_mode": LabelMode | None,
         "delta": float | None,
         "relation": str | None,
         "allow": str | None,
@@ -235,7 +240,9 @@ def _check(spec: Spec) -> None:
     for row in spec.rows:
         if missing := sorted({*(row.data or ()), *row.on} - set(spec.data)):
             raise SchemaError(f"row '{row.name}' runs on {missing}, which data = [...] does not list")
-        if row.is_real and (row.options or row.on or row.labeller or row.epsilon):
+        if row.labeller_mode and not row.labeller and not row.is_real:
+            raise SchemaError(f"row '{row.name}' has a labeller_mode and no labeller; give its share: labeller = 0.3")
+        if row.is_real and (row.options or row.on or row.labeller or row.labeller_mode or row.epsilon):
             raise SchemaError(f"row '{row.name}' is of real records: it takes no options, labeller or epsilon")
     if any(not e > 0 for e in (*spec.epsilon, *(e for r in spec.rows for e in r.epsilon or ()))):
         raise SchemaError("epsilon must be above 0 everywhere")
