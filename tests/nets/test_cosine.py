@@ -76,6 +76,25 @@ def test_clearing_brings_noisy_covariances_nearer() -> None:
     assert error(noise_std) < 0.7 * error(0.0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_lost_variance_goes_back_to_the_colours_it_came_from(seed: int) -> None:
+    moments = CosineMoments(height=8, width=8, channels=3, count=60)
+    grey = torch.from_numpy(moments.colours == 0)
+    truth = torch.where(grey, 0.02, 0.0002) / torch.arange(1, 61)
+    noise_std = 0.0003
+    target = torch.zeros(2, moments.dim)
+    target[:, 60:] = torch.diag(truth)[moments.pairs[0], moments.pairs[1]] / math.sqrt(2)
+    target += noise_std * torch.randn(target.shape, generator=torch.Generator().manual_seed(seed))
+
+    def error(moments: CosineMoments) -> float:
+        found = moments.gaussians(target, torch.full((2,), noise_std))[:, :, 1:]
+        return float((found.square().sum(2)[:, ~grey].sum(1) - truth[~grey].sum()).abs().mean())
+
+    blind = CosineMoments(height=8, width=8, channels=3, count=60)
+    blind.colours = 0 * blind.colours
+    assert error(moments) < 0.5 * error(blind), "blind to colours, it gives all waves a share"
+
+
 def test_the_generator_begins_at_the_law() -> None:
     moments = CosineMoments(height=8, width=8, channels=1, count=10)
     images, law = _gaussian_images(4_000, torch.Generator().manual_seed(0), moments)

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,9 +19,10 @@ from dpgm.nets.features import FeatureMap
 from dpgm.nets.generators import LabelledGenerator, initialise, one_hot
 
 _LEAK = 0.05
-_PACE, _BEND = 0.3, 0.1
-"""Changes by one unit: of a weight of the law, and of the dense layers (in spreads of the coefficient). Adam moves all
-weights alike, so these decide what moves first."""
+_PACE, _COLOURS, _BEND = 0.3, 3.0, 0.1
+"""Changes by one unit: of a weight of the law, in grey and in colour (in spreads of the coefficient there), and of the
+dense layers (in spreads, too). Adam moves all weights alike, so these decide what moves first; in colour, spreads
+differ by a factor of a hundred, and one pace for all buries the fainter waves in noise."""
 
 
 def cosine_basis(height: int, width: int, channels: int, count: int) -> Tensor:
@@ -30,14 +32,20 @@ def cosine_basis(height: int, width: int, channels: int, count: int) -> Tensor:
     """
     turn = np.ones((1, 1)) if channels == 1 else np.linalg.qr(np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1.0]]).T)[0].T
     rows, columns = _waves(height), _waves(width)
+    order = _smoothest(height, width, channels, count)
+    waves = [np.multiply.outer(turn[c], np.outer(rows[a], columns[b])).ravel() for c, a, b in order]
+    return torch.tensor(np.stack(waves), dtype=torch.float32)
+
+
+def _smoothest(height: int, width: int, channels: int, count: int) -> list[tuple[int, int, int]]:
+    """Colour, row and column frequency of the `count` smoothest waves, smoothest first."""
     order = sorted(
         (a / height + b / width + (0.1 if c else 0.0), c, a, b)
         for c in range(channels)
         for a in range(height)
         for b in range(width)
     )
-    waves = [np.multiply.outer(turn[c], np.outer(rows[a], columns[b])).ravel() for _, c, a, b in order[:count]]
-    return torch.tensor(np.stack(waves), dtype=torch.float32)
+    return [(c, a, b) for _, c, a, b in order[:count]]
 
 
 def _waves(size: int) -> NDArray[np.float64]:
@@ -82,6 +90,7 @@ class CosineMoments(FeatureMap):
         self.pairs: Tensor
         self.factor: Tensor
         self.register_buffer("basis", cosine_basis(height, width, channels, count))
+        self.colours = np.array([c for c, _, _ in _smoothest(height, width, channels, count)])
         pairs = torch.triu_indices(count, count)
         self.register_buffer("pairs", pairs)
         self.register_buffer("factor", torch.where(pairs[0] == pairs[1], 1.0, math.sqrt(2)))
@@ -99,8 +108,8 @@ class CosineMoments(FeatureMap):
 
         The average covariance of the classes and the deviations from it are each cleared of noise by their
         eigenvalues: below the largest that noise alone would have, E = 2 s sqrt(m), nothing is left; above it,
-        (l + sqrt(l² - E²)) / 2. What variance is lost so, beyond its own noise, is put back, falling as 1 / j over the
-        coefficients.
+        (l + sqrt(l² - E²)) / 2. What variance is lost so, beyond its own noise, is put back: in grey falling as 1 / j
+        over the coefficients, in colour as the released variances themselves say, by isotonic regression.
 
         **Source**: Benaych-Georges and Nadakuditi 2011 for the eigenvalues of a matrix plus noise.
 
@@ -122,13 +131,33 @@ class CosineMoments(FeatureMap):
         clean = _cleared(shared, edge.square().mean(0, keepdim=True).sqrt() / math.sqrt(k))
         if k > 1:
             clean = clean + _cleared(own - shared, edge * math.sqrt(1 - 1 / k))
-        doubt = noise_std.double() * math.sqrt(2 * m)
-        lost = ((own.diagonal(dim1=1, dim2=2) - clean.diagonal(dim1=1, dim2=2)).sum(1) - doubt).clamp(min=0)
-        fall = 1 / torch.arange(1, m + 1, dtype=torch.float64)
-        clean = clean + torch.diag(fall / fall.sum()) * lost[:, None, None]
+        if self.colours.any():
+            clean = self._balanced(clean, own.diagonal(dim1=1, dim2=2), float(noise_std.norm()) * math.sqrt(2) / k)
+        else:
+            doubt = noise_std.double() * math.sqrt(2 * m)
+            lost = ((own.diagonal(dim1=1, dim2=2) - clean.diagonal(dim1=1, dim2=2)).sum(1) - doubt).clamp(min=0)
+            fall = 1 / torch.arange(1, m + 1, dtype=torch.float64)
+            clean = clean + torch.diag(fall / fall.sum()) * lost[:, None, None]
         values, vectors = torch.linalg.eigh(clean)
         factors = (vectors * values.clamp(min=1e-12).sqrt()[:, None]).flip(2)
         return torch.cat([first[:, :, None], factors], 2).float()
+
+    def _balanced(self, clean: Tensor, variances: Tensor, doubt: float) -> Tensor:
+        """Covariances `[k, m, m]` with the noisy `variances` [k, m] on their average diagonal, up to its `doubt`.
+
+        What is missing, less with frequency within a colour, is added; what is too much is scaled away. Differences of
+        colours vary a hundred times less than brightness does, so no common share would fit both. All classes are
+        changed alike: what noise makes of a class alone would tell it apart, but in no real picture.
+        """
+        found = clean.diagonal(dim1=1, dim2=2).mean(0)
+        missing, lost = (variances.mean(0) - found).numpy(), np.zeros(len(found))
+        for of in (self.colours == c for c in np.unique(self.colours)):
+            fit = isotonic_regression(missing[of], increasing=False)
+            noise = doubt / np.sqrt(np.repeat(fit.weights, fit.weights.astype(int)))
+            lost[of] = np.minimum(fit.x, (fit.x - noise).clip(min=0))
+        back = torch.from_numpy(lost)
+        scale = ((found + back) / found.clamp(min=1e-12)).clamp(0.25, 1).sqrt()
+        return clean * scale[:, None] * scale + torch.diag(back.clamp(min=0))
 
 
 def _cleared(matrices: Tensor, edge: Tensor) -> Tensor:
@@ -205,7 +234,8 @@ class MomentGenerator(LabelledGenerator):
         In training, values outside [0, 1] are pushed back softly instead of cut, so that gradients pass.
         """
         label = one_hot(y, self.n_classes)
-        law = torch.einsum("bk,kmr->bmr", label, self.law + _PACE * self.change)
+        pace = _PACE if self.size[0] == 1 else _COLOURS * self.spread[:, None]
+        law = torch.einsum("bk,kmr->bmr", label, self.law + pace * self.change)
         code = law[:, :, 0] + torch.einsum("bmr,br->bm", law[:, :, 1:], z[:, : self.rank])
         if self.bent:
             h = (label[:, :, None] * functional.pad(z[:, None, : self.rank], (0, 1), value=1.0)).flatten(1)
