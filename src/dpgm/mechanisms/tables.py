@@ -133,14 +133,21 @@ class Marginals:
 class TableVectors:
     """Records of a table as vectors of norm 1 without negative entries, for the row-wise releases.
 
-    Every column has the same norm 1/sqrt(columns): a category is one-hot, a number v in [0, 1] of its bounds becomes
-    (cos, sin)(pi v/2), and a value that may be missing has one more axis for that.
+    Every column has the same norm, but for the label, whose norm is `label` times theirs: a category is one-hot, a
+    number v in [0, 1] of its bounds becomes (cos, sin)(pi v/2), and a value that may be missing has one more axis for
+    that.
 
     Attributes:
         schema: public facts.
+        label: norm of the label's axes over that of another column, above 0.
     """
 
     schema: TableSchema
+    label: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.label > 0 and math.isfinite(self.label)):
+            raise PrivacyError(f"label is {self.label}; allowed is a finite number above 0")
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -152,23 +159,30 @@ class TableVectors:
         """Number of axes."""
         return sum(self.sizes)
 
+    @cached_property
+    def norms(self) -> tuple[float, ...]:
+        """Norm of each column's axes; their squares sum to 1."""
+        raw = [self.label if j == self.schema.label_index else 1.0 for j in range(len(self.sizes))]
+        return tuple(r / math.hypot(*raw) for r in raw)
+
+    def axes(self, j: int, x: Array) -> Array:
+        """Axes of values [n] of column j before its norm, [n, sizes[j]]."""
+        column, out = self.schema.columns[j], np.zeros((len(x), self.sizes[j]))
+        known = ~np.isnan(x)
+        if column.kind in ("category", "boolean"):
+            out[known, x[known].astype(int)] = 1.0
+        else:
+            low, high = column.bounds
+            angle = np.pi / 2 * (np.clip(x[known], low, high) - low) / (high - low)
+            out[known, 0], out[known, 1] = np.cos(angle), np.sin(angle)
+        if column.missing:
+            out[~known, -1] = 1.0
+        return out
+
     def __call__(self, rows: Rows) -> Array:
         """Vectors [n, dim]."""
         table = rows["table"]
-        parts: list[Array] = []
-        for j, (column, size) in enumerate(zip(self.schema.columns, self.sizes, strict=True)):
-            x, out = table[:, j], np.zeros((len(table), size))
-            known = ~np.isnan(x)
-            if column.kind in ("category", "boolean"):
-                out[known, x[known].astype(int)] = 1.0
-            else:
-                low, high = column.bounds
-                angle = np.pi / 2 * (np.clip(x[known], low, high) - low) / (high - low)
-                out[known, 0], out[known, 1] = np.cos(angle), np.sin(angle)
-            if column.missing:
-                out[~known, -1] = 1.0
-            parts.append(out)
-        return np.concatenate(parts, axis=1) / math.sqrt(len(self.sizes))
+        return np.concatenate([norm * self.axes(j, table[:, j]) for j, norm in enumerate(self.norms)], axis=1)
 
 
 def _axes(column: Column) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpgm.mechanisms.projection import NoisyRecords, ShuffledRecords, SlicedProjection
 from dpgm.mechanisms.tables import TableVectors
+from dpgm.methods import table_moments
 from dpgm.methods.base import Batch, Model, OnNote, Plan, Release, Tensors, reporter
 from dpgm.methods.tabular import TableModel
 from dpgm.nets.classifiers import to_bytes, to_unit
@@ -22,7 +23,7 @@ from dpgm.nets.table_generator import TableGenerator
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
 from dpgm.privacy.sliced import sliced_multiplier
-from dpgm.schema import ImageSchema, TableSchema
+from dpgm.schema import ImageSchema, SchemaError, TableSchema
 from dpgm.schema.table import Table
 
 if TYPE_CHECKING:
@@ -66,13 +67,25 @@ class ImageVectors:
         return torch.cat([flat, one_hot(y, self.schema.n_classes) / math.sqrt(2)], 1)
 
 
-def _vectors(schema: Any) -> TableVectors | ImageVectors:
-    return TableVectors(schema=schema) if isinstance(schema, TableSchema) else ImageVectors(schema=schema)
+def _vectors(method: Slicing, schema: Any) -> TableVectors | ImageVectors:
+    return _table_vectors(method, schema) if isinstance(schema, TableSchema) else ImageVectors(schema=schema)
+
+
+def _table_vectors(method: Slicing, schema: TableSchema) -> TableVectors:
+    return TableVectors(schema=schema, label=method.label if method.mode == "full-rank" else 1.0)
+
+
+def _by_moments(method: Slicing, schema: Any) -> bool:
+    fits = isinstance(schema, TableSchema) and method.mode == "full-rank"
+    if method.loss == "moments" and not fits:
+        raise SchemaError("--loss moments is for tables; take --loss cf")
+    return fits and method.loss in ("auto", "moments")
 
 
 def plan(method: Slicing, schema: Any, *, relation: Relation, budget: Budget) -> Plan:
     """One release of a row for each record; its noise is the smallest that the budget allows."""
-    vectors = _vectors(schema)
+    _by_moments(method, schema)
+    vectors = _vectors(method, schema)
     facts: dict[str, Any] = {
         "vectors": vectors,
         "dim": vectors.dim,
@@ -110,6 +123,8 @@ def plan(method: Slicing, schema: Any, *, relation: Relation, budget: Budget) ->
 def train(method: Slicing, release: Release, *, seed: int, on_note: OnNote | None = None) -> Model:
     """A generator whose noisy slices are those of the release."""
     schema: Any = release.schema
+    if _by_moments(method, schema):
+        return table_moments.train(method, release, seed=seed, on_note=on_note)
     rng = torch.Generator().manual_seed(seed)
     values = torch.from_numpy(release.tensors["values"])
     given = release.tensors.get("directions")
@@ -160,6 +175,8 @@ def _descend(
 
 def restore(method: Slicing, release: Release, tensors: Tensors) -> Model:
     """The model from its saved weights."""
+    if _by_moments(method, release.schema):
+        return table_moments.restore(method, release, tensors)
     net = _net(method, release.schema, torch.Generator().manual_seed(0))
     weights = {k: torch.from_numpy(v) for k, v in tensors.items() if k != "class_shares"}
     net.load_state_dict(weights)
@@ -169,7 +186,7 @@ def restore(method: Slicing, release: Release, tensors: Tensors) -> Model:
 def _loss(method: Slicing, values: Tensor, directions: Tensor | None, std: float, rng: torch.Generator) -> SliceLoss:
     if method.loss == "ridge":
         return ridge(values, directions, std, slices=16, slice_dim=method.slice_dim, rng=rng)
-    if method.loss == "cf":
+    if method.loss in ("auto", "moments", "cf"):
         return noisy_characteristic(values, directions, std, count=3000, rng=rng)
     if method.loss == "wasserstein":
         return wasserstein(values, directions, std, slices=32, slice_dim=method.slice_dim)
@@ -210,6 +227,7 @@ def _net(method: Slicing, schema: Any, rng: torch.Generator) -> TableGenerator |
             latent=method.latent,
             hidden=8 * method.width,
             rng=rng,
+            norms=_table_vectors(method, schema).norms,
         )
     return ConvGenerator(
         height=schema.height,

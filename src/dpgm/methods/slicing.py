@@ -42,7 +42,7 @@ class Slicing(Method):
         share: aggregated tables: share of the budget (of mu^2) for the one-way marginals.
         cells: aggregated tables: cells that a numeric column is joined to, about.
         pair: aggregated tables: weight of the pairs of features.
-        label: aggregated tables: weight of each feature with the label.
+        label: tables: weight of each feature with the label (aggregated), of the label's axes (full-rank).
         triple: aggregated tables: weight of the pairs of features with the label.
         shuffled: full-rank: price the random order of the rows, which allows far less noise where records are many;
             needs the declared size.
@@ -50,10 +50,11 @@ class Slicing(Method):
             beside moments), or 20 times as many histograms.
         slice_dim: paper: directions in a slice, k.
         statistic: aggregated images: what is released of a slice.
-        loss: row-wise modes: characteristic functions of the noisy domain ("cf"), sliced Wasserstein, the paper's
+        loss: row-wise modes: a mixture of products with the first and second moments ("moments"; full-rank tables), or
+            a generator for characteristic functions of the noisy domain ("cf"), sliced Wasserstein, the paper's
             kernel density ratio with f = (t - 1)^2 ("chi2") or t ln t - t + 1 ("kl"), or chi^2 on fixed centres
-            ("ridge").
-        components: aggregated tables: products in the mixture, over all classes.
+            ("ridge"). "auto" takes "moments" where it can be had, else "cf".
+        components: mixtures: products, over all classes.
         steps: training steps; 0 chooses by mode.
         batch: records a step.
         lr: highest learning rate; 0 chooses by mode.
@@ -71,7 +72,7 @@ class Slicing(Method):
     slices: int = 25
     slice_dim: int = 2
     statistic: Literal["moments", "characteristic", "histogram"] = "moments"
-    loss: Literal["cf", "wasserstein", "chi2", "kl", "ridge"] = "cf"
+    loss: Literal["auto", "moments", "cf", "wasserstein", "chi2", "kl", "ridge"] = "auto"
     components: int = 256
     steps: int = 0
     batch: int = 500
@@ -87,6 +88,8 @@ class Slicing(Method):
     def __post_init__(self) -> None:
         if self.shuffled and self.mode != "full-rank":
             raise PrivacyError(f"mode '{self.mode}' has no shuffled form; it goes with --mode full-rank")
+        if self.loss == "moments" and self.mode != "full-rank":
+            raise PrivacyError(f"mode '{self.mode}' has no loss 'moments'; it goes with --mode full-rank")
 
     def plan(self, schema: Any, *, relation: Relation, budget: Budget) -> Plan:
         """Everything that will be asked, calibrated to the budget."""
@@ -145,7 +148,7 @@ class Slicing(Method):
         net.start(targets.first)
         steps = self.steps or 300
         fit_mixture(net, targets, steps=steps, lr=self.lr or 0.1, on_step=reporter(on_note, "train", steps))
-        return MixtureModel(release, released, net)
+        return MixtureModel(release, net, released.cells, released.one, released.one_std)
 
     def restore(self, release: Release, tensors: Tensors) -> Model:
         """The model from its saved weights."""
@@ -156,7 +159,7 @@ class Slicing(Method):
         released = self._released(release)
         net = self._mixture(released.targets()[0], released.schema, 0)
         net.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
-        return MixtureModel(release, released, net)
+        return MixtureModel(release, net, released.cells, released.one, released.one_std)
 
     def _mixture(self, counts: list[int], schema: TableSchema, seed: int) -> ProductMixture:
         each = max(1, self.components // schema.n_classes)

@@ -284,9 +284,17 @@ def _positions(labels: Any, schema: TableSchema) -> NDArray[np.int64]:
 class MixtureModel(TableModel):
     """Records from a mixture of products: a cell of each column, then a value within the cell."""
 
-    def __init__(self, release: Release, released: Released, net: ProductMixture) -> None:
+    def __init__(
+        self,
+        release: Release,
+        net: ProductMixture,
+        cells: Sequence[Cells],
+        counts: Sequence[NDArray[np.float64]],
+        std: float = 0.0,
+    ) -> None:
+        """A model of `net`; what is in a cell is drawn by noisy `counts` of each column's intervals and their `std`."""
         super().__init__(release)
-        self.released, self.net = released, net
+        self.net, self.cells, self.counts, self.std = net, tuple(cells), tuple(counts), std
 
     def tensors(self) -> Tensors:
         """The mixture's weights."""
@@ -306,8 +314,7 @@ class MixtureModel(TableModel):
         if index is not None:
             out[:, index] = labels
         for k, j in enumerate(features):
-            counts, std = self.released.one[j], self.released.one_std
-            out[:, j] = draw_values(cells[:, k], schema.columns[j], self.released.cells[j], counts, std, rng)
+            out[:, j] = draw_values(cells[:, k], schema.columns[j], self.cells[j], self.counts[j], self.std, rng)
         return out
 
 

@@ -38,17 +38,32 @@ class Targets:
 class ProductMixture(nn.Module):
     """Mixtures of products, one for each class.
 
+    With `axes` A, cells are known by A features only: the law of a column is the exponential family exp(logits . A),
+    the one of greatest entropy among those of its moments, and moments are means of A.
+
     Args:
         counts: number of cells of each column (without the class).
         n_classes: number of classes.
         components: products in the mixture of one class.
         rng: source of the first weights.
+        axes: features of each cell [D, d], 0 beyond its own column's; None makes each cell its own.
     """
 
-    def __init__(self, counts: Sequence[int], n_classes: int, components: int, *, rng: torch.Generator) -> None:
+    def __init__(
+        self,
+        counts: Sequence[int],
+        n_classes: int,
+        components: int,
+        *,
+        rng: torch.Generator,
+        axes: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.counts, self.n_classes, self.components = tuple(counts), n_classes, components
-        self.logits = nn.Parameter(torch.randn(n_classes, components, sum(counts), generator=rng))
+        d = sum(counts) if axes is None else axes.shape[1]
+        self.logits = nn.Parameter(torch.randn(n_classes, components, d, generator=rng))
+        self.axes: Tensor | None
+        self.register_buffer("axes", axes, persistent=False)
         self.prior = nn.Parameter(torch.zeros(n_classes, components))
         columns = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         self.member: Tensor
@@ -67,12 +82,14 @@ class ProductMixture(nn.Module):
     def shares(self) -> tuple[Tensor, Tensor]:
         """(pi [classes, components], theta [classes, components, D])."""
         weight = self.prior.flatten().softmax(0).view_as(self.prior)
-        scale = (self.logits - self.logits.amax(2, keepdim=True).detach()).clamp(min=-60).exp()
+        logits = self.logits if self.axes is None else self.logits @ self.axes.T
+        scale = (logits - logits.amax(2, keepdim=True).detach()).clamp(min=-60).exp()
         return weight, scale / (scale @ self.member @ self.member.T)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Shares of classes and cells [classes, D], and of classes and pairs of cells [classes, D, D]."""
+        """Shares of classes and cells [classes, D], and of classes and pairs of cells [classes, D, D]; of axes, d."""
         weight, theta = self.shares()
+        theta = theta if self.axes is None else theta @ self.axes
         weighted = theta * weight[:, :, None]
         return weighted.sum(1), weighted.transpose(1, 2) @ theta
 

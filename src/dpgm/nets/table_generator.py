@@ -13,7 +13,7 @@ from dpgm.nets.generators import initialise, one_hot
 
 
 class TableGenerator(nn.Module):
-    """Records [n, D] from a normal latent vector and a class, each column of norm 1/sqrt(columns).
+    """Records [n, D] from a normal latent vector and a class, each column of its own norm.
 
     Categories, and whether a value is missing, are drawn by straight-through Gumbel-softmax: exactly one-hot forwards,
     smooth backwards. A number is sigmoid(a) in [0, 1] of its bounds, as (cos, sin)(pi v/2).
@@ -24,6 +24,7 @@ class TableGenerator(nn.Module):
         n_classes: number of classes.
         latent: length of the latent vector.
         hidden: units of the two hidden layers.
+        norms: norm of each column's axes; None is 1/sqrt(columns) for all.
         rng: source of the first weights.
     """
 
@@ -36,8 +37,10 @@ class TableGenerator(nn.Module):
         latent: int,
         hidden: int,
         rng: torch.Generator,
+        norms: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        self.norms = tuple(norms or [1 / math.sqrt(len(columns))] * len(columns))
         self.columns, self.label, self.n_classes, self.latent = tuple(columns), label, n_classes, latent
         self.widths = [(k or 1) + (2 * m if not k else m) for k, m in self.columns]
         self.net = nn.Sequential(
@@ -55,12 +58,10 @@ class TableGenerator(nn.Module):
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             at, axis = 0, 0
-            for (k, m), width in zip(self.columns, self.widths, strict=True):
+            for (k, m), width, norm in zip(self.columns, self.widths, self.norms, strict=True):
                 size = (k or 2) + m
                 if k:
-                    last.bias[at : at + size] = (
-                        (shares[axis : axis + size] * len(self.columns) ** 0.5).clamp(1e-3).log()
-                    )
+                    last.bias[at : at + size] = (shares[axis : axis + size] / norm).clamp(1e-3).log()
                 at, axis = at + width, axis + size
 
     def draw(self, y: Tensor, *, rng: torch.Generator, temperature: float = 0.7) -> tuple[Tensor, Tensor]:
@@ -85,7 +86,8 @@ class TableGenerator(nn.Module):
                 vectors.append(pair if there is None else torch.cat([pair * there[:, :1], there[:, 1:]], 1))
                 gone = torch.zeros(len(y), dtype=torch.bool) if there is None else there[:, 1] > 0.5
                 values.append(torch.where(gone, torch.nan, v.detach()))
-        return torch.cat(vectors, 1) / len(self.columns) ** 0.5, torch.stack(values, 1)
+        scaled = [norm * v for norm, v in zip(self.norms, vectors, strict=True)]
+        return torch.cat(scaled, 1), torch.stack(values, 1)
 
 
 def _gumbel(logits: Tensor, temperature: float, rng: torch.Generator) -> Tensor:
