@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 import dpgm
 from dpgm.mechanisms.noise import Gaussian, KNorm
 from dpgm.methods.base import Method
+from dpgm.methods.embedding import GeneratorModel
 from dpgm.methods.encoder import TorchEncoder, check_encoder
 from dpgm.nets.classifiers import to_unit
 from dpgm.nets.features import FeatureMap
+from dpgm.nets.generators import LabelledGenerator
 from dpgm.nets.procedural import procedural_images
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
-from dpgm.schema import ImageSchema
+from dpgm.schema import ImageSchema, SchemaError
 
 SCHEMA = ImageSchema(height=8, width=8, channels=1, classes=("a", "b"), size=200)
 BUDGET = Budget(epsilon=1.0, delta=1e-5)
@@ -152,3 +155,33 @@ def test_validation_coordinates_are_part_of_the_one_release() -> None:
     assert np.linalg.norm(more(x), axis=1).max() <= 1 + 1e-6
     kept = np.linalg.norm(more(x)[:, :-1000], axis=1) / np.linalg.norm(plain(x), axis=1)
     np.testing.assert_allclose(kept, 1 / math.hypot(1, 0.2), rtol=1e-4)
+
+
+class _Plain(LabelledGenerator):
+    """Its pictures are its latent vectors."""
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return (0.5 + 0.05 * z).view(-1, 1, 8, 8)
+
+
+def test_samples_of_one_release_may_vary_more_for_free() -> None:
+    images, labels = _two_bars(200)
+    model = dpgm.fit(dpgm.DPMERF(dim=100, steps=3), images, labels, classes=("a", "b"), epsilon=1.0, delta=1e-5)
+
+    def spread(temperature: float, movement: float) -> float:
+        wanted = dpgm.DPMERF(dim=100, steps=3, temperature=temperature, movement=movement)
+        release = dataclasses.replace(model.release, method=model.release.method.retrained(wanted))
+        assert release.guarantee == model.guarantee
+        drawn = GeneratorModel(release, _Plain(2, 64), temperature=temperature, movement=movement).sample(400, seed=0)
+        return float(drawn.images.astype(float).std(0).mean())
+
+    assert spread(4.0, 0.0) == pytest.approx(2 * spread(1.0, 0.0), rel=0.05)
+    assert spread(1.0, 1.0) > 1.2 * spread(1.0, 0.0)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"movement": -1.0}, {"movement": math.inf}])
+def test_sampling_options_out_of_range_are_refused_before_anything_is_asked(options: dict[str, float]) -> None:
+    with pytest.raises(SchemaError, match="above 0 and one of 0 or more"):
+        dpgm.DPMERF(**options)  # type: ignore[arg-type]
+    with pytest.raises(SchemaError, match="above 0 and one of 0 or more"):
+        dpgm.DPMEPF(**options)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ public number of records and no exact class count.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from dpgm.methods.encoder import TorchEncoder, check_encoder
 from dpgm.nets.classifiers import to_bytes
 from dpgm.nets.features import FeatureMap, Mixture, RandomFourier
 from dpgm.nets.generators import DenseGenerator, LabelledGenerator
+from dpgm.nets.looks import move
 from dpgm.nets.matching import shrink, train_generator
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Relation, Source
@@ -53,6 +55,9 @@ class Embedding(Method):
             published code of DP-MEPF does.
         shrink: draw noisy class means towards their average, each layer as far as its noise asks (James and Stein).
         validation: weight of extra coordinates in the same release, beside 1 for the others, that choose when to stop.
+        temperature: variance of the latent vectors in sampling (free); above 1 samples vary more than the records,
+            which pays beside a labeller.
+        movement: small public shifts, turns and slants of drawn pictures (free); 0 for none, 1 suits strokes.
     """
 
     count_weight: float = 0.2
@@ -62,8 +67,13 @@ class Embedding(Method):
     loss: Literal["pairs", "running", "adam"] = "pairs"
     shrink: bool = False
     validation: float = 0.0
+    temperature: float = 1.0
+    movement: float = 0.0
 
-    free: ClassVar[frozenset[str]] = frozenset({"steps", "batch", "lr", "loss", "shrink"})
+    free: ClassVar[frozenset[str]] = frozenset({"steps", "batch", "lr", "loss", "shrink", "temperature", "movement"})
+
+    def __post_init__(self) -> None:
+        check_sampling(self.temperature, self.movement)
 
     @abstractmethod
     def feature_map(self, schema: ImageSchema, tensors: Mapping[str, Any] | None = None) -> FeatureMap:
@@ -156,13 +166,13 @@ class Embedding(Method):
             judge=judge,
             on_step=reporter(on_note, "train", self.steps),
         )
-        return GeneratorModel(release, net)
+        return GeneratorModel(release, net, temperature=self.temperature, movement=self.movement)
 
     def restore(self, release: Release, tensors: Tensors) -> GeneratorModel:
         """The generator from its saved weights."""
         net = self.generator(release.schema, torch.Generator().manual_seed(0))
         net.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
-        return GeneratorModel(release, net.eval())
+        return GeneratorModel(release, net.eval(), temperature=self.temperature, movement=self.movement)
 
     def _means(self, release: Release) -> tuple[Tensor, Tensor, Tensor]:
         """Released class means [k, D], the standard deviation of their noise [k], and weights of the classes [k]."""
@@ -221,6 +231,19 @@ class DPMERF(Embedding):
         )
 
 
+def check_sampling(temperature: float, movement: float) -> None:
+    """Refuse a temperature or a movement out of range.
+
+    Raises:
+        SchemaError: temperature is not above 0, movement is below 0, or one of them is not finite.
+    """
+    if not 0 < temperature < math.inf or not 0 <= movement < math.inf:
+        raise SchemaError(
+            f"temperature is {temperature}, movement {movement}; allowed are a number above 0 and one of 0 or more; "
+            "1 and 0 leave samples as they are learnt"
+        )
+
+
 def _size(schema: ImageSchema) -> dict[str, int]:
     return {"height": schema.height, "width": schema.width, "channels": schema.channels}
 
@@ -245,11 +268,18 @@ class _Judge:
 
 
 class GeneratorModel(Model):
-    """A class-conditional generator network."""
+    """A class-conditional generator network.
 
-    def __init__(self, release: Release, net: LabelledGenerator) -> None:
+    Args:
+        release: what it was trained on.
+        net: makes images of latent vectors.
+        temperature: variance of the latent vectors, above 0.
+        movement: strength of the public movements of drawn pictures, 0 or more.
+    """
+
+    def __init__(self, release: Release, net: LabelledGenerator, *, temperature: float, movement: float) -> None:
         super().__init__(release)
-        self.net = net
+        self.net, self._temperature, self._movement = net, temperature, movement
 
     def tensors(self) -> Tensors:
         """The network's weights."""
@@ -257,4 +287,5 @@ class GeneratorModel(Model):
 
     def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
         noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        return Batch(images=to_bytes(self.net.sample(torch.from_numpy(labels), rng=noise)), labels=labels)
+        drawn = self.net.sample(torch.from_numpy(labels), rng=noise, temperature=self._temperature)
+        return Batch(images=to_bytes(move(drawn, amount=self._movement, rng=rng)), labels=labels)

@@ -85,6 +85,7 @@ class DPMEPF(Embedding):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kinds = public.split(self.features)
         if self.weights is not None and len(self.weights) != len(kinds):
             raise SchemaError(f"--weights are {self.weights}; give one for each of the features '{self.features}'")

@@ -119,4 +119,6 @@ def embedding(method: Slicing) -> SlicedEmbedding:
         steps=method.steps or (400 if method.statistic == "moments" else 1200),
         batch=min(method.batch, 100),
         lr=method.lr or 1e-3,
+        temperature=method.temperature,
+        movement=method.movement,
     )

@@ -13,11 +13,12 @@ from dpgm.mechanisms.noise import Gaussian
 from dpgm.mechanisms.projection import SlicedProjection
 from dpgm.methods import rowwise, sliced_images
 from dpgm.methods.base import Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors, reporter
+from dpgm.methods.embedding import check_sampling
 from dpgm.methods.tabular import MixtureModel, Released, choose_cells, one_way, two_way
 from dpgm.nets.mixture import ProductMixture, fit_mixture
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
-from dpgm.schema import ImageSchema, TableSchema
+from dpgm.schema import ImageSchema, SchemaError, TableSchema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class Slicing(Method):
         lr: highest learning rate; 0 chooses by mode.
         latent: row-wise modes: length of the latent vector of the generator.
         width: row-wise modes: width of the generator.
+        temperature: aggregated images: variance of the latent vectors in sampling; above 1 samples vary more.
+        movement: aggregated images: small public shifts, turns and slants of drawn pictures; 1 suits strokes.
     """
 
     mode: Literal["aggregated", "full-rank", "paper"] = "aggregated"
@@ -79,20 +82,28 @@ class Slicing(Method):
     lr: float = 0.0
     latent: int = 32
     width: int = 16
+    temperature: float = 1.0
+    movement: float = 0.0
 
     name: ClassVar[str] = "slicing"
     takes: ClassVar[tuple[type[Any], ...]] = (ImageSchema, TableSchema)
     sources: ClassVar[tuple[Source, ...]] = (SlicedProjection.source,)
-    free: ClassVar[frozenset[str]] = frozenset({"components", "steps", "batch", "lr", "latent", "width", "loss"})
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"components", "steps", "batch", "lr", "latent", "width", "loss", "temperature", "movement"}
+    )
 
     def __post_init__(self) -> None:
         if self.shuffled and self.mode != "full-rank":
             raise PrivacyError(f"mode '{self.mode}' has no shuffled form; it goes with --mode full-rank")
         if self.loss == "moments" and self.mode != "full-rank":
             raise PrivacyError(f"mode '{self.mode}' has no loss 'moments'; it goes with --mode full-rank")
+        check_sampling(self.temperature, self.movement)
 
     def plan(self, schema: Any, *, relation: Relation, budget: Budget) -> Plan:
         """Everything that will be asked, calibrated to the budget."""
+        pictures = isinstance(schema, ImageSchema) and self.mode == "aggregated"
+        if (self.temperature, self.movement) != (1, 0) and not pictures:
+            raise SchemaError("temperature and movement are of images in mode 'aggregated'; leave them out here")
         if self.mode != "aggregated":
             return rowwise.plan(self, schema, relation=relation, budget=budget)
         if isinstance(schema, ImageSchema):

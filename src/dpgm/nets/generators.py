@@ -44,14 +44,14 @@ class LabelledGenerator(nn.Module):
         super().__init__()
         self.n_classes, self.latent = n_classes, latent
 
-    def draw(self, y: Tensor, *, rng: torch.Generator) -> Tensor:
-        """Images `[b, c, h, w]` for the labels y, with fresh latent vectors from `rng`."""
-        return self(torch.randn(len(y), self.latent, generator=rng), y)
+    def draw(self, y: Tensor, *, rng: torch.Generator, temperature: float = 1.0) -> Tensor:
+        """Images `[b, c, h, w]` for the labels y, with fresh latent vectors of variance `temperature` from `rng`."""
+        return self(math.sqrt(temperature) * torch.randn(len(y), self.latent, generator=rng), y)
 
     @torch.no_grad()
-    def sample(self, y: Tensor, *, rng: torch.Generator, batch: int = 500) -> Tensor:
+    def sample(self, y: Tensor, *, rng: torch.Generator, temperature: float = 1.0, batch: int = 500) -> Tensor:
         """Like `draw`, without gradients and in batches of bounded memory."""
-        return torch.cat([self.draw(part, rng=rng) for part in y.split(batch)])
+        return torch.cat([self.draw(part, rng=rng, temperature=temperature) for part in y.split(batch)])
 
 
 class _Block(nn.Module):
