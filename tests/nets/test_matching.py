@@ -39,7 +39,7 @@ class Spread(LabelledGenerator):
         super().__init__(2, 1)
         self.scale = nn.Parameter(torch.full((2,), 0.8))
 
-    def draw(self, y: Tensor, *, rng: torch.Generator) -> Tensor:
+    def draw(self, y: Tensor, *, rng: torch.Generator, temperature: float = 1.0) -> Tensor:
         z = torch.randn(len(y), 1, generator=rng)
         return (one_hot(y, 2) @ self.scale[:, None]) * z
 
@@ -76,7 +76,7 @@ def test_the_heavier_class_is_met_first() -> None:
             super().__init__(2, 1)
             self.place = nn.Parameter(torch.zeros(1))
 
-        def draw(self, y: Tensor, *, rng: torch.Generator) -> Tensor:
+        def draw(self, y: Tensor, *, rng: torch.Generator, temperature: float = 1.0) -> Tensor:
             return self.place.expand(len(y), 1)
 
     net = Point()
