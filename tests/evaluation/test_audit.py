@@ -25,7 +25,7 @@ from dpgm.mechanisms.gradient import PoissonGradient
 from dpgm.mechanisms.moments import CodeMoments, SecondMoment
 from dpgm.mechanisms.noise import DiscreteGaussian, Gaussian, KNorm, Laplace
 from dpgm.mechanisms.per_record import clipped_gradient_sum
-from dpgm.mechanisms.projection import NoisyRecords, SlicedProjection
+from dpgm.mechanisms.projection import NoisyRecords, ShuffledRecords, SlicedProjection
 from dpgm.mechanisms.queries import ClippedSum, Histogram
 from dpgm.mechanisms.scatter import CellScatter, MatrixLaplace
 from dpgm.mechanisms.tables import Cells, Marginals
@@ -96,6 +96,7 @@ OTHERS: dict[str, tuple[Any, Relation, float]] = {
     "discrete gaussian": (DiscreteGaussian(query=Histogram(column="c", bins=2), sigma=1.0), ADD, 0.2),
     "slices": (SlicedProjection(vectors=x_of, dim=3, noise_std=2.0, slices=2, slice_dim=2), REPLACE, 0.2),
     "noisy records": (NoisyRecords(vectors=x_of, dim=3, noise_std=2.0), REPLACE, 0.2),
+    "shuffled records": (ShuffledRecords(vectors=x_of, dim=3, noise_std=2.0, records=5), REPLACE, 0.2),
     "gradient": (PoissonGradient(rate=0.2, noise_multiplier=2.0, size=10), ADD, 0.35),
     "whole gradient": (PoissonGradient(rate=1.0, noise_multiplier=4.0, size=10), ADD, 0.5),
 }
@@ -105,7 +106,9 @@ OTHERS: dict[str, tuple[Any, Relation, float]] = {
 def test_other_mechanisms_stand_and_less_noise_falls(name: str):
     """1,000 calls a side where a mechanism is called run by run, 20,000 runs of 20 steps for gradients."""
     mechanism, relation, share = OTHERS[name]
-    pair = (data(FAR), data((-9.0, 0.0, 0.0))) if relation is REPLACE else (data(ZERO, FAR), data(ZERO))
+    others = [(-9.0, 0.0, 0.0)] * (4 if name == "shuffled records" else 0)
+    replaced = data(*others, FAR), data(*others, (-9.0, 0.0, 0.0))
+    pair = replaced if relation is REPLACE else (data(ZERO, FAR), data(ZERO))
     terms: dict[str, Any] = {
         "relation": relation,
         "delta": 0.0 if name in ("laplace", "k-norm", "cell k-norm", "matrix laplace") else 1e-5,
@@ -131,6 +134,19 @@ def test_every_twin_falls_and_its_sound_form_stands(name: str):
     assert not sound.beaten, sound.text()
     assert sound.evidence is Evidence.PROVED
     assert sound.verdict == f"not beaten (up to {sound.ceiling:.3g})"
+
+
+def test_shuffled_records_of_a_method_are_audited_among_as_many_as_it_declares(capsys: pytest.CaptureFixture[str]):
+    words = ["audit", "slicing", "--mode", "full-rank", "--shuffled", "--relation", "replace", "--trials", "50"]
+    assert main([*words, "--no-weakest"]) == 0
+    said = capsys.readouterr().out
+    assert "shuffled-records, 1 call, replace one record" in said
+    assert "99 records like the second of" in said
+    assert main(["audit", "merf", "--shuffled"]) == 3
+    assert "leave --shuffled out" in capsys.readouterr().err
+    release = ShuffledRecords(vectors=x_of, dim=3, noise_std=2.0, records=2)
+    with pytest.raises(PrivacyError, match="equal records"):
+        audit(release, data(ZERO, FAR, ZERO), data(ZERO, ZERO, ZERO), relation=REPLACE)
 
 
 def test_an_audit_reports_trials_power_and_the_weakest_twin():

@@ -29,6 +29,7 @@ def test_everything_holds_every_method_every_form_every_twin_and_the_published_o
         assert any(n.startswith(f"{name}, ") for n in names)
     for form in ("local", "one-shot", "budget-split", "public", "joint"):
         assert f"dp2vae, {form}, add/remove one" in names
+    assert {f"slicing, {form}, replace one" for form in ("paper", "full-rank", "full-rank, shuffled")} <= set(names)
     assert {f"twin {t}" for t in TWINS} <= set(names)
     for words in ("pge published, one step", "pge published, trained networks", "dp2vae published, a tie"):
         assert words in names

@@ -35,6 +35,8 @@ class _Audit:
             name of one of them, or "all" for everything there is; or the folder of a finished run, which has options of
             its own: dpgm audit RUN --help.
         privacy: the method's form, where it has several; "published" runs the counterexample to the paper's.
+        mode: slicing: what is released of a record.
+        shuffled: slicing, full-rank: the form whose price counts on the random order of the rows.
         kind: "mechanism" draws every mechanism many times; "canary" trains and guesses which canaries took part (by
             DP-SGD once, beside its broken twins; pge published by many small networks).
         epsilon: privacy loss claimed; by default 1, and 0.2 for the published form of pge.
@@ -51,6 +53,8 @@ class _Audit:
 
     name: tyro.conf.Positional[str]
     privacy: str | None = None
+    mode: str | None = None
+    shuffled: bool = False
     kind: Literal["mechanism", "canary"] | None = None
     epsilon: float | None = None
     delta: float = 1e-5
@@ -118,7 +122,7 @@ def _audits(options: _Audit) -> list[Audit]:
     if options.name == "pge" and published:
         claimed = 0.2 if options.epsilon is None else epsilon
         return [trained(epsilon=claimed, **trials) if canary else one_step(epsilon=claimed, **trials)]
-    method = _method(options.name, options.privacy)
+    method = _method(options)
     if canary:
         return _canaries(method, options, budget)
     attack: list[Audit] = []
@@ -139,7 +143,8 @@ def _canaries(method: Method, options: _Audit, budget: Budget) -> list[Audit]:
     return found
 
 
-def _method(name: str, privacy: str | None) -> Method:
+def _method(options: _Audit) -> Method:
+    name, form = options.name, {"privacy": options.privacy, "mode": options.mode, "shuffled": options.shuffled or None}
     try:
         kind = methods.get(name)
     except KeyError as error:
@@ -147,11 +152,10 @@ def _method(name: str, privacy: str | None) -> Method:
         raise SchemaError(
             f"there is nothing called '{name}' to audit, and no finished run; there are {known}"
         ) from error
-    if privacy is None:
-        return kind()
-    if "privacy" not in {f.name for f in dataclasses.fields(kind)}:
-        raise SchemaError(f"method '{name}' has one form only; leave --privacy out")
-    return kind.from_json({"privacy": privacy})
+    chosen = {k: v for k, v in form.items() if v is not None}
+    if unknown := sorted(chosen.keys() - {f.name for f in dataclasses.fields(kind)}):
+        raise SchemaError(f"method '{name}' has no such forms; leave --{' and --'.join(unknown)} out")
+    return kind.from_json(chosen)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from torch import Tensor
 from dpgm.evaluation.audit.bound import Array, Audit, ceiling, examine
 from dpgm.mechanisms.gradient import PoissonGradient, Task
 from dpgm.mechanisms.noise import Gaussian, KNorm, Laplace
-from dpgm.mechanisms.projection import NoisyRecords, SlicedProjection
+from dpgm.mechanisms.projection import NoisyRecords, ShuffledRecords, SlicedProjection
 from dpgm.mechanisms.queries import total
 from dpgm.mechanisms.selection import SelectMarginal
 from dpgm.privacy import accountant
@@ -291,6 +291,8 @@ def _gradient(mechanism: PoissonGradient, rows: Rows, neighbour: Rows) -> Draw:
 
 def _teller(mechanism: Any, rows: Rows, neighbour: Rows) -> Score:
     """A likelihood ratio, or what comes near it, for an answer of a mechanism that is called run by run."""
+    if isinstance(mechanism, ShuffledRecords):
+        return _among_others(mechanism, rows, neighbour)
     if isinstance(mechanism, SlicedProjection | NoisyRecords):
         if len(rows) != 1 or len(neighbour) != 1:
             raise PrivacyError("a row-wise release is audited on single records; give two data sets of one row each")
@@ -312,3 +314,17 @@ def _teller(mechanism: Any, rows: Rows, neighbour: Rows) -> Score:
     exact = [total(query, r) for r in (rows, neighbour)]
     power = 1 if isinstance(mechanism, KNorm) else 2
     return lambda answer: float(np.linalg.norm(answer - exact[1]) ** power - np.linalg.norm(answer - exact[0]) ** power)
+
+
+def _among_others(mechanism: ShuffledRecords, rows: Rows, neighbour: Rows) -> Score:
+    """The likelihood ratio of rows in random order: the last record of one value or the other, all others equal."""
+    one, other = (np.asarray(mechanism.vectors(r), np.float64) for r in (rows, neighbour))
+    if len(one) != len(other) or not (one[:-1] == one[0]).all() or not (other[:-1] == one[0]).all() or len(one) < 2:
+        raise PrivacyError("shuffled records are audited on equal records of which the last one is replaced")
+    points = [v / max(1.0, float(np.linalg.norm(v)) / mechanism.clip_norm) for v in (one[0], one[-1], other[-1])]
+
+    def tell(answer: dict[str, NDArray[Any]]) -> float:
+        rest, first, second = (((answer["values"] - p) ** 2).sum(1) / (2 * mechanism.noise_std**2) for p in points)
+        return float(np.logaddexp.reduce(rest - first) - np.logaddexp.reduce(rest - second))
+
+    return tell

@@ -11,7 +11,7 @@ from dpgm.evaluation.audit.bound import Audit
 from dpgm.evaluation.audit.mechanisms import audit, task_shift
 from dpgm.mechanisms.gradient import PoissonGradient
 from dpgm.mechanisms.noise import Laplace
-from dpgm.mechanisms.projection import NoisyRecords, SlicedProjection
+from dpgm.mechanisms.projection import NoisyRecords, ShuffledRecords, SlicedProjection
 from dpgm.mechanisms.queries import total
 from dpgm.mechanisms.selection import SelectMarginal
 from dpgm.methods.base import Method, Note, Plan, Resume
@@ -104,7 +104,8 @@ def asked(method: Method, plan: Plan) -> list[tuple[Mechanism[Any], int]]:
             continue
         cost = ask.cost(plan.relation)
         # Further gradients are answered by zeros: the bound must hold whatever the weights are.
-        answer = still[cost.name] if cost.name in still else ask(rows, source)
+        some = rows.take(np.arange(ask.records) % len(rows)) if isinstance(ask, ShuffledRecords) else rows
+        answer = still[cost.name] if cost.name in still else ask(some, source)
         seen.setdefault(cost.name, (ask, calls[cost]))
         if isinstance(ask, PoissonGradient):
             still.setdefault(cost.name, np.zeros_like(answer))
@@ -135,7 +136,12 @@ def worst_pair(mechanism: Any, schema: AnySchema, relation: Relation) -> tuple[R
                     words += ", the records' own coins held fixed"
                 best = (shift, rows, neighbour, words)
     assert best is not None
-    return best[1:]
+    _, rows, neighbour, words = best
+    if isinstance(mechanism, ShuffledRecords):  # others that look like one of the two hide the record least
+        others = neighbour.take(np.zeros(mechanism.records - 1, np.int64))
+        rows, neighbour = _joined(others, rows, 0), _joined(others, neighbour, 0)
+        words = f"{len(others)} records like the second of{words.removeprefix('0 records, and')}"
+    return rows, neighbour, words
 
 
 def _moved(mechanism: Any) -> Callable[[Rows, Rows], float]:

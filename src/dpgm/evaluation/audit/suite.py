@@ -29,7 +29,10 @@ BRISK: dict[str, dict[str, Any]] = {
     "labeller": {"steps": 40, "rate": 0.5},
 }
 """Options under which canaries are told apart best: few steps, in which most or all of the records take part."""
-_MORE: dict[str, tuple[dict[str, Any], ...]] = {"dp2vae": ({"warm_start": "components"},)}
+_MORE: dict[str, tuple[dict[str, Any], ...]] = {
+    "dp2vae": ({"warm_start": "components"},),
+    "slicing": ({"mode": "paper"}, {"mode": "full-rank"}, {"mode": "full-rank", "shuffled": True}),
+}
 _FORM = "privacy"
 
 Outcome = Literal["as it must be", "BEATEN THOUGH PROVED", "NOT BEATEN THOUGH BROKEN"]
@@ -102,7 +105,12 @@ def _methods(*, quick: bool) -> Iterator[Job]:
         for options in forms(kind):
             for relation in Relation:
                 for budget in BUDGETS:
-                    words = [f"{v}" for v in options.values()] + [relation.value, *["pure"] * (budget.delta == 0)]
+                    form = [k if v is True else f"{v}" for k, v in options.items()]
+                    words = [
+                        *form,
+                        relation.value,
+                        *["pure"] * (budget.delta == 0),
+                    ]
                     first = name in _QUICK and relation is Relation.ADD_REMOVE and budget.delta > 0
                     # Noise of pure privacy is drawn call by call, in hundreds of dimensions.
                     trials = 10_000 if quick else 100_000 if budget.delta else 300

@@ -19,7 +19,7 @@ from dpgm.evaluation.audit.bound import Array, Audit
 from dpgm.evaluation.audit.mechanisms import audit
 from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
 from dpgm.mechanisms.noise import Gaussian
-from dpgm.mechanisms.projection import NoisyRecords, SlicedProjection
+from dpgm.mechanisms.projection import NoisyRecords, ShuffledRecords, SlicedProjection
 from dpgm.mechanisms.queries import ClippedSum, clip_rows, total
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Evidence, Relation
@@ -28,6 +28,7 @@ from dpgm.schema import Rows
 
 Pair = tuple[Audit, Audit]
 _DIM, _WIDE = 16, 256
+_CROWD = 200
 
 
 def half_noise(budget: Budget, **options: Any) -> Pair:
@@ -121,6 +122,27 @@ def known_slices(budget: Budget, **options: Any) -> Pair:
     )
 
 
+def rows_in_order(budget: Budget, **options: Any) -> Pair:
+    """Noisy records that keep their order, at the price of a random one: one knows where to look, and nothing hides."""
+
+    def release(kind: type[ShuffledRecords], records: int) -> ShuffledRecords:
+        std = 2 / accountant.shuffled_mu(budget, records)
+        return kind(vectors=_x, dim=2, noise_std=std, records=records)
+
+    one, other = np.eye(2)[:1], -np.eye(2)[:1]
+    shared: dict[str, Any] = {"delta": budget.delta, "relation": Relation.REPLACE, "options": options}
+    broken, sound = release(_InOrder, 1_000_000), release(ShuffledRecords, _CROWD)
+    cost = dataclasses.replace(broken.cost(Relation.REPLACE), evidence=Evidence.REFUTED)
+    # In order, the other rows say nothing of a record, so they need not be drawn.
+    score: Callable[[Any], float] = lambda answer: float(answer["values"][0, 0])  # noqa: E731
+    twin = _run(broken, Rows(x=one), Rows(x=other), cost=cost, score=score, name="rows that keep their order",
+                pair="one record of a million, or its opposite", **shared)  # fmt: skip
+    crowd = other.repeat(_CROWD - 1, 0)
+    pair = (Rows(x=np.concatenate([crowd, last])) for last in (one, other))
+    return twin, _run(sound, *pair, cost=sound.cost(Relation.REPLACE), name="the sound form",
+                      pair=f"{_CROWD - 1} equal records, and their opposite or one more", **shared)  # fmt: skip
+
+
 def slicing_add_remove(budget: Budget, **options: Any) -> Pair:
     """One noisy row for each record, sold under add/remove, where the number of records is a secret."""
     scale = 1 / accountant.gaussian_mu(budget)
@@ -188,6 +210,7 @@ TWINS: dict[str, Callable[..., Pair]] = {
     "seeded-noise": seeded_noise,
     "true-counts": true_counts,
     "known-slices": known_slices,
+    "rows-in-order": rows_in_order,
     "slicing-add-remove": slicing_add_remove,
     "batch-norm": batch_norm,
     "absent-noise": absent_noise,
@@ -308,6 +331,14 @@ class _KnownSlices(SlicedProjection):
         values = clip_rows(self.vectors(rows), self.clip_norm) @ u
         values = values + noise.normal(values.shape, self.noise_std)
         return {"directions": u.astype(np.float32), "values": values.astype(np.float32)}
+
+
+class _InOrder(ShuffledRecords):
+    """Every row lies where its record lay."""
+
+    def __call__(self, rows: Rows, noise: NoiseSource) -> dict[str, NDArray[Any]]:
+        x = clip_rows(self.vectors(rows), self.clip_norm)
+        return {"values": x + noise.normal(x.shape, self.noise_std)}
 
 
 class _BatchNormSum(ClippedSum):
