@@ -350,7 +350,8 @@ def test_every_refutation_has_a_page_whose_command_still_beats_it(capsys: pytest
             shown.add(command)
         if page.name != "README.md":
             assert "verdict  BEATEN: epsilon >= " in page.read_text("utf-8"), page.name
-    published = {"pge --privacy published", "dp2vae --privacy published", "dp2vae --privacy local"}
+    forms = ("pge --privacy published", "dp2vae --privacy published", "dp2vae --privacy local")
+    published = {*forms, "pge --privacy published --kind canary --trials 100"}
     assert shown == {*TWINS, *published}
     for command in ("half-noise", "pge --privacy published"):
         assert main(["audit", *command.split()]) == 0
