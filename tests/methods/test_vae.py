@@ -50,6 +50,10 @@ def release_of(method, digits, **kw):
     return privatise(method, open_curator(rows, facts, kw.pop("ledger", None)), plan, seed=0, allow="refuted", **kw)
 
 
+def plan_of(method):
+    return method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_plan_spends_the_budget_and_states_its_evidence(form):
     plan = small(privacy=form).plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
@@ -70,6 +74,26 @@ def test_every_form_runs_and_its_model_comes_back_from_the_release(form, start, 
     again = DP2VAE.from_json(method.to_json()).restore(release, model.tensors())
     assert (again.sample(23, seed=5).images == batch.images).all()
     assert release.tensors["moments"].shape == (10, 4 + 10 + 1)
+
+
+def test_how_pictures_are_drawn_and_finished_may_change_after_the_release(digits):
+    method = small()
+    release = release_of(method, digits)
+    same, spreads = np.zeros(400, int), []
+    plain = method.train(release, seed=0).sample(400, labels=same, seed=1).images.astype(float)
+    for change in ({"temperature": 4.0}, {"sharpness": 2.5}, {"movement": 1.0}):
+        other = method.retrained(dataclasses.replace(method, **change))
+        drawn = other.train(release, seed=0).sample(400, labels=same, seed=1).images.astype(float)
+        assert (drawn != plain).any()
+        spreads.append(drawn.std(0).mean())
+    assert spreads[0] > 1.2 * plain.std(0).mean()
+    with pytest.raises(SchemaError, match="decided what was released"):
+        method.retrained(dataclasses.replace(method, jitter=0.2))
+    for change in ({"temperature": 0.0}, {"sharpness": -1.0}, {"movement": float("nan")}):
+        wrong = dataclasses.replace(method, **change)
+        for refused in (lambda m=wrong: plan_of(m), lambda m=wrong: m.train(release, seed=0)):
+            with pytest.raises(SchemaError, match="temperature is"):
+                refused()
 
 
 def test_the_published_form_runs_only_when_refuted_is_allowed(digits):

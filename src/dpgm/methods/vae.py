@@ -76,6 +76,7 @@ class DP2VAE(Method):
         encoder_share: part of mu^2 for the principal components, where they are used.
         prior_share: part of mu^2 for the law of the codes.
         first_share: part of the steps in the first stage of "budget-split".
+        temperature: factor of the variance of drawn codes; above 1 suits samples that a labeller filters.
         sharpness: exponent that pushes drawn pixels towards black and white; 1 for none, 2.5 suits strokes.
         movement: small shifts, turns and slants of drawn pictures; 0 for none, 1 suits strokes.
     """
@@ -115,8 +116,11 @@ class DP2VAE(Method):
     encoder_share: float = 0.2
     prior_share: float = 0.08
     first_share: float = 0.2
+    temperature: float = 1.0
     sharpness: float = 1.0
     movement: float = 0.0
+
+    free: ClassVar[frozenset[str]] = frozenset({"temperature", "sharpness", "movement"})
 
     PUBLIC_PICTURES: ClassVar[int] = 3000
 
@@ -124,6 +128,7 @@ class DP2VAE(Method):
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """Fixed shares for the moments; the gradients get the smallest noise that the rest allows."""
+        self._check_finishing()
         if schema.size is None:
             raise SchemaError("gradients need the declared number of records; give the schema a size")
         mu = accountant.gaussian_mu(budget)
@@ -157,6 +162,13 @@ class DP2VAE(Method):
         """What is released about the codes; few of a unit normal law are longer than 1.2 sqrt(latent)."""
         radius = 1.2 * math.sqrt(self.latent)
         return CodeMoments(codes=None, latent=self.latent, n_classes=schema.n_classes, radius=radius)
+
+    def _check_finishing(self) -> None:
+        if not (self.temperature > 0 and self.sharpness > 0 and self.movement >= 0):
+            raise SchemaError(
+                f"temperature is {self.temperature}, sharpness {self.sharpness} and movement {self.movement}; allowed "
+                "are numbers above 0 for the first two, 0 or more for the last"
+            )
 
     def _share(self, name: str) -> float:
         share = getattr(self, name)
@@ -314,7 +326,8 @@ class DP2VAE(Method):
     # -- the free half ------------------------------------------------------------------------------------------------
 
     def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> DecoderModel:
-        """The released decoder, as it is."""
+        """The released decoder, as it is; how its pictures are drawn and finished may change."""
+        self._check_finishing()
         return self.restore(release, {})
 
     def restore(self, release: Release, tensors: Tensors) -> DecoderModel:
@@ -350,7 +363,7 @@ class DecoderModel(Model):
     ) -> None:
         super().__init__(release)
         self.method, self.decoder, self.means = method, decoder, means
-        self.roots = np.linalg.cholesky(covariances)
+        self.roots = np.linalg.cholesky(covariances) * math.sqrt(method.temperature)
 
     def tensors(self) -> Tensors:
         """None: all of it stands in the release."""
