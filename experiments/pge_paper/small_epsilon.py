@@ -25,6 +25,6 @@ show(
     + ", ".join(f"{a} / {b} at epsilon {e:g}" for e, (a, b) in CLAIMED.items())
     + " (tables 1 and 3), claimed at delta 0 and refuted.",
     rows,
-    about="Digits have 1,438 train records, MNIST 60,000: at a small epsilon the sound form cannot be as good here. On "
-    "MNIST and FashionMNIST themselves: `experiments/pge.md`.",
+    about="Digits have 1,498 train records, MNIST 60,000: at a small epsilon the sound form cannot be as good here. On "
+    "MNIST and FashionMNIST themselves: `python experiments/pge.py run`.",
 )
