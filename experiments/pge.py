@@ -58,13 +58,14 @@ def one(key: tuple[str, str, float, int], words: argparse.Namespace) -> dict[str
     source = open_data(data, data_dir=words.data_dir)
     budget = Budget(epsilon=epsilon, delta=0.0 if form == "pure" else DELTA)
     method, schema, start = method_of(form, data, json.loads(words.options)), source.schema, time.perf_counter()
+    cpu_start = time.process_time()
     plan = method.plan(schema, relation=Relation.ADD_REMOVE, budget=budget)
     with Ledger(None, relation=Relation.ADD_REMOVE, cap=budget) as book:
         curator = Curator(source.train, schema=schema, ledger=book)
         release = privatise(method, curator, plan, seed=seed)
     model = method.train(release, seed=seed)
     batch = model.sample(SAMPLES, seed=seed)
-    seconds, cpu = time.perf_counter() - start, time.process_time()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     if seed == 0:
         grid = sample_grid(batch.images, batch.labels, classes=range(schema.n_classes))
         (words.out.parent / f"pge-{data}-{form}-{epsilon:g}.png").write_bytes(png(grid))
