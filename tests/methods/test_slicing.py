@@ -155,6 +155,18 @@ def test_moments_of_noisy_records_are_those_of_the_records(std: float) -> None:
     assert error(TableVectors(schema=SCHEMA)) > limit
 
 
+@pytest.mark.parametrize("label", [0.2, 1.0, 3.0])
+def test_records_of_a_table_have_norm_one_whatever_the_label_weighs(label: float) -> None:
+    vectors = TableVectors(schema=SCHEMA, label=label)
+    np.testing.assert_allclose(np.linalg.norm(vectors(Rows(table=made_up(500))), axis=1), 1.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("label", [0.0, -1.0, math.inf, math.nan])
+def test_a_label_that_cannot_be_weighed_is_refused(label: float) -> None:
+    with pytest.raises(PrivacyError, match="finite number above 0"):
+        Slicing(mode="full-rank", label=label).plan(SCHEMA, relation=Relation.REPLACE, budget=BUDGET)
+
+
 def test_generators_of_noisy_records_learn_the_label() -> None:
     from dpgm.evaluation.tables import utility
 

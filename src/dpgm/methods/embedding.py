@@ -7,7 +7,6 @@ public number of records and no exact class count.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from dpgm.methods.encoder import TorchEncoder, check_encoder
 from dpgm.nets.classifiers import to_bytes
 from dpgm.nets.features import FeatureMap, Mixture, RandomFourier
 from dpgm.nets.generators import DenseGenerator, LabelledGenerator
-from dpgm.nets.looks import move
+from dpgm.nets.looks import check_sampling, move
 from dpgm.nets.matching import shrink, train_generator
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Relation, Source
@@ -73,7 +72,7 @@ class Embedding(Method):
     free: ClassVar[frozenset[str]] = frozenset({"steps", "batch", "lr", "loss", "shrink", "temperature", "movement"})
 
     def __post_init__(self) -> None:
-        check_sampling(self.temperature, self.movement)
+        check_sampling(temperature=self.temperature, movement=self.movement)
 
     @abstractmethod
     def feature_map(self, schema: ImageSchema, tensors: Mapping[str, Any] | None = None) -> FeatureMap:
@@ -231,19 +230,6 @@ class DPMERF(Embedding):
         )
 
 
-def check_sampling(temperature: float, movement: float) -> None:
-    """Refuse a temperature or a movement out of range.
-
-    Raises:
-        SchemaError: temperature is not above 0, movement is below 0, or one of them is not finite.
-    """
-    if not 0 < temperature < math.inf or not 0 <= movement < math.inf:
-        raise SchemaError(
-            f"temperature is {temperature}, movement {movement}; allowed are a number above 0 and one of 0 or more; "
-            "1 and 0 leave samples as they are learnt"
-        )
-
-
 def _size(schema: ImageSchema) -> dict[str, int]:
     return {"height": schema.height, "width": schema.width, "channels": schema.channels}
 
@@ -287,5 +273,8 @@ class GeneratorModel(Model):
 
     def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
         noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        drawn = self.net.sample(torch.from_numpy(labels), rng=noise, temperature=self._temperature)
-        return Batch(images=to_bytes(move(drawn, amount=self._movement, rng=rng)), labels=labels)
+        parts = [np.zeros((0, *self.schema.shape), np.uint8)]
+        for y in torch.from_numpy(labels).split(500):
+            drawn = self.net.sample(y, rng=noise, temperature=self._temperature)
+            parts.append(to_bytes(move(drawn, amount=self._movement, rng=rng)))
+        return Batch(images=np.concatenate(parts), labels=labels)

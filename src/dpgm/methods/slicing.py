@@ -13,8 +13,8 @@ from dpgm.mechanisms.noise import Gaussian
 from dpgm.mechanisms.projection import SlicedProjection
 from dpgm.methods import rowwise, sliced_images
 from dpgm.methods.base import Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors, reporter
-from dpgm.methods.embedding import check_sampling
 from dpgm.methods.tabular import MixtureModel, Released, choose_cells, one_way, two_way
+from dpgm.nets.looks import check_sampling
 from dpgm.nets.mixture import ProductMixture, fit_mixture
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
@@ -97,7 +97,7 @@ class Slicing(Method):
             raise PrivacyError(f"mode '{self.mode}' has no shuffled form; it goes with --mode full-rank")
         if self.loss == "moments" and self.mode != "full-rank":
             raise PrivacyError(f"mode '{self.mode}' has no loss 'moments'; it goes with --mode full-rank")
-        check_sampling(self.temperature, self.movement)
+        check_sampling(temperature=self.temperature, movement=self.movement)
 
     def plan(self, schema: Any, *, relation: Relation, budget: Budget) -> Plan:
         """Everything that will be asked, calibrated to the budget."""

@@ -29,7 +29,7 @@ from dpgm.methods.base import Ask, Batch, Method, Model, Note, OnNote, Plan, Rel
 from dpgm.methods.descent import Descent, descend
 from dpgm.nets.classifiers import to_bytes, to_unit
 from dpgm.nets.generators import ConvGenerator, LabelledGenerator
-from dpgm.nets.looks import move, sharpen
+from dpgm.nets.looks import check_sampling, move, sharpen
 from dpgm.nets.procedural import procedural_images
 from dpgm.nets.vae import Autoencoder, DenseGenerator, GaussianEncoder, evidence_loss, train_autoencoder
 from dpgm.privacy import accountant
@@ -128,7 +128,7 @@ class DP2VAE(Method):
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """Fixed shares for the moments; the gradients get the smallest noise that the rest allows."""
-        self._check_finishing()
+        self._check_sampling()
         if schema.size is None:
             raise SchemaError("gradients need the declared number of records; give the schema a size")
         mu = accountant.gaussian_mu(budget)
@@ -163,12 +163,8 @@ class DP2VAE(Method):
         radius = 1.2 * math.sqrt(self.latent)
         return CodeMoments(codes=None, latent=self.latent, n_classes=schema.n_classes, radius=radius)
 
-    def _check_finishing(self) -> None:
-        if not (self.temperature > 0 and self.sharpness > 0 and self.movement >= 0):
-            raise SchemaError(
-                f"temperature is {self.temperature}, sharpness {self.sharpness} and movement {self.movement}; allowed "
-                "are numbers above 0 for the first two, 0 or more for the last"
-            )
+    def _check_sampling(self) -> None:
+        check_sampling(temperature=self.temperature, movement=self.movement, sharpness=self.sharpness)
 
     def _share(self, name: str) -> float:
         share = getattr(self, name)
@@ -327,7 +323,7 @@ class DP2VAE(Method):
 
     def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> DecoderModel:
         """The released decoder, as it is; how its pictures are drawn and finished may change."""
-        self._check_finishing()
+        self._check_sampling()
         return self.restore(release, {})
 
     def restore(self, release: Release, tensors: Tensors) -> DecoderModel:

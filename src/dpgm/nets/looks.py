@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from dpgm.schema import SchemaError
+
+
+def check_sampling(*, temperature: float, movement: float, sharpness: float = 1.0) -> None:
+    """Refuse what no picture can be drawn with.
+
+    Raises:
+        SchemaError: temperature or sharpness is not above 0, movement is below 0, or one of them is not finite.
+    """
+    if not (0 < temperature < math.inf and 0 < sharpness < math.inf and 0 <= movement < math.inf):
+        raise SchemaError(
+            f"temperature is {temperature}, sharpness {sharpness}, movement {movement}; allowed are numbers "
+            "above 0 for the first two, 0 or more for the last; 1, 1 and 0 leave samples as they are learnt"
+        )
 
 
 def sharpen(x: Tensor, power: float) -> Tensor:

@@ -106,11 +106,7 @@ def _methods(*, quick: bool) -> Iterator[Job]:
             for relation in Relation:
                 for budget in BUDGETS:
                     form = [k if v is True else f"{v}" for k, v in options.items()]
-                    words = [
-                        *form,
-                        relation.value,
-                        *["pure"] * (budget.delta == 0),
-                    ]
+                    words = [*form, relation.value, *["pure"] * (budget.delta == 0)]
                     first = name in _QUICK and relation is Relation.ADD_REMOVE and budget.delta > 0
                     # Noise of pure privacy is drawn call by call, in hundreds of dimensions.
                     trials = 10_000 if quick else 100_000 if budget.delta else 300
