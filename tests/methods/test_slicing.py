@@ -155,6 +155,13 @@ def test_moments_of_noisy_records_are_those_of_the_records(std: float) -> None:
     assert error(TableVectors(schema=SCHEMA)) > limit
 
 
+@pytest.mark.parametrize("options", [{"mode": "paper"}, {"mode": "full-rank"}, {"mode": "full-rank", "shuffled": True}])
+def test_row_wise_modes_refuse_pure_privacy(options: dict[str, Any]) -> None:
+    for schema in (SCHEMA, IMAGES):
+        with pytest.raises(PrivacyError, match="delta is 0"):
+            Slicing(**options).plan(schema, relation=Relation.REPLACE, budget=Budget(epsilon=1.0, delta=0.0))
+
+
 @pytest.mark.parametrize("label", [0.2, 1.0, 3.0])
 def test_records_of_a_table_have_norm_one_whatever_the_label_weighs(label: float) -> None:
     vectors = TableVectors(schema=SCHEMA, label=label)

@@ -17,6 +17,8 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 from scipy.stats import chi2
 
+from dpgm.privacy.guarantee import PrivacyError
+
 Array = NDArray[np.float64]
 
 _TAIL = 1e-30
@@ -61,7 +63,13 @@ def sliced_epsilon(multiplier: float, slices: int, delta: float) -> float:
 
 
 def sliced_multiplier(epsilon: float, delta: float, slices: int) -> float:
-    """The smallest multiplier s / c whose single release is (epsilon, delta)-DP, epsilon and delta above 0."""
+    """The smallest multiplier s / c whose single release is (epsilon, delta)-DP, epsilon above 0.
+
+    Raises:
+        PrivacyError: delta is not in (0, 1): Gaussian noise has no pure form.
+    """
+    if not 0 < delta < 1:
+        raise PrivacyError(f"delta is {delta}; noisy slices of records need a delta in (0, 1), e.g. 1e-5")
 
     def excess(log_multiplier: float) -> float:
         return math.log(sliced_delta(math.exp(log_multiplier), slices, epsilon, cells=1 << 14) / delta)
