@@ -80,8 +80,8 @@ def read_json(path: Path) -> Any:
 def _write_tensors(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None:
     from safetensors.numpy import save_file
 
-    # safetensors writes the memory of an array as it lies: views must be made contiguous first
-    solid = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
+    # safetensors writes memory as it lies: views must be made contiguous first, and scalars must stay scalars
+    solid = {name: np.ascontiguousarray(t).reshape(t.shape) for name, t in tensors.items()}
     write_whole(path, lambda p: save_file(solid, p, {_KEY: json.dumps(about, allow_nan=False)}))
 
 

@@ -86,7 +86,7 @@ class Descent:
 
     def load(self, tensors: Tensors) -> None:
         """Go on from what `tensors` wrote."""
-        self.done = int(tensors["done"])
+        self.done = int(tensors["done"].item())
         kept = {name: torch.from_numpy(tensors[name].copy()) for name in ("weights", "mean", "first", "second")}
         self._mean, self._first, self._second = kept["mean"], kept["first"], kept["second"]
         with torch.no_grad():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dpgm.artefact import load_checkpoint, load_model, save_checkpoint
 from dpgm.methods.base import Batch, Method, Model, Note, Plan, Release, check_allowed, privatise
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
@@ -32,8 +33,9 @@ def check_method(
 
     Checked: the configuration survives JSON; a plan costs what the ledger then charges and no more than the budget;
     rows are read after the reservation; 0 rows and 1 row work like many; every reserved call is made, and no other;
-    the same release and seed give the same model, and the same seed the same samples; the saved model is the model;
-    and no row appears in release, model, notes, samples or files.
+    a run that was cut goes on from the file of its checkpoint, and is charged what was reserved; the same release and
+    seed give the same model, and the same seed the same samples; the saved model is the model; and no row appears in
+    release, model, notes, samples or files.
 
     Args:
         method: what is checked; give it few training steps.
@@ -63,6 +65,9 @@ def check_method(
         model = method.train(release, seed=seed, on_note=notes.append)
         _check_batch(model, schema, seed)
     # `release` and `model` are those of the marked rows
+    kept = [i for i, note in enumerate(notes) if note.state is not None]
+    for cut in sorted({kept[len(kept) // 2], kept[-1]}) if kept else ():
+        _check_goes_on(method, plan, marked, release, cut, allow=allow, seed=seed)
     _check_same(model, method.train(release, seed=seed), "trained twice from one release with one seed", seed)
     _check_same(model, method.restore(release, model.tensors()), "restored from its tensors", seed)
     marker = marked["image"][-1]
@@ -70,17 +75,11 @@ def check_method(
         folder = Path(name) / "run"
         model.save(folder)
         check_no_rows(folder, marker)
-        _check_same(model, _load(folder), "saved and loaded", seed)
+        _check_same(model, load_model(folder), "saved and loaded", seed)
     check_no_rows([repr(model), repr(release), repr(plan), repr(notes), dict(release.tensors), model.tensors()], marker)
     if model.generates:
         check_no_rows(model.sample(20, seed=seed).images, marker)
     return model
-
-
-def _load(folder: Path) -> Model:
-    from dpgm.artefact import load_model
-
-    return load_model(folder)
 
 
 def _check_plan(method: Method, plan: Plan, budget: Budget, allow: str | None) -> None:
@@ -123,6 +122,38 @@ def _release(method: Method, plan: Plan, rows: Rows, notes: list[Note], *, allow
         assert tensor.dtype != object, f"the release's tensor '{name}' holds objects, which would have to be pickled"
         assert np.isfinite(tensor).all(), f"the release's tensor '{name}' is not finite"
     return release
+
+
+class _Cut(Exception):
+    """Ends a run as a kill would."""
+
+
+def _check_goes_on(
+    method: Method, plan: Plan, rows: Rows, whole: Release, cut: int, *, allow: str | None, seed: int
+) -> None:
+    ledger = Ledger(None, relation=plan.relation, cap=plan.budget)
+    curator = Curator(lambda: rows, schema=plan.schema, ledger=ledger)
+    seen = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def on_note(note: Note) -> None:
+            nonlocal seen
+            save_checkpoint(note, folder, method)
+            seen += 1
+            if seen > cut:
+                raise _Cut
+
+        try:
+            privatise(method, curator, plan, seed=seed, on_note=on_note, allow=allow)
+            raise AssertionError(f"the run made fewer than {cut + 1} notes this time")
+        except _Cut:
+            state = load_checkpoint(folder, method)
+        release = privatise(method, curator, plan, seed=seed, state=state, allow=allow)
+    used = [ledger.used("fit", i) for i in range(len(plan.items))]
+    assert used == [n for _, n in plan.items], f"cut at note {cut + 1} and gone on, {used} calls were charged"
+    shapes = [{name: t.shape for name, t in r.tensors.items()} for r in (whole, release)]
+    assert shapes[0] == shapes[1], f"cut at note {cut + 1} and gone on, the release is another: {shapes}"
 
 
 def _with_marker(rows: Rows, seed: int) -> Rows:
