@@ -12,7 +12,7 @@ from dpgm.mechanisms.moments import unpack
 from dpgm.mechanisms.noise import Gaussian
 from dpgm.mechanisms.queries import total
 from dpgm.privacy.guarantee import PrivacyError, Relation
-from dpgm.privacy.mechanism import GaussianEvent, PureEvent, SeededNoise
+from dpgm.privacy.mechanism import GaussianEvent, NoiseSource, PureEvent, SeededNoise
 from dpgm.schema import Rows
 from dpgm.testing import check_mechanism, check_query
 
@@ -134,6 +134,12 @@ def test_every_row_has_its_own_gamma_radius():
     assert abs(np.corrcoef(norms.T)[0, 1]) < 5 / math.sqrt(1500)
     twin = row_norms(dataclasses.replace(mechanism, scale=0.35), 1500)
     assert stats.kstest(twin[:, 0], law.cdf).pvalue < 1e-6
+
+
+def test_the_radii_come_from_no_generator(monkeypatch):
+    """The rows of all other cells are known to who knows their records, and so is their noise."""
+    monkeypatch.setattr("dpgm.privacy.mechanism.NoiseSource.generator", None)
+    CellKNorm(query=moments(), scale=0.7)(draw(4, np.random.default_rng(0)), NoiseSource())
 
 
 def test_the_likelihood_ratio_stays_below_the_price():

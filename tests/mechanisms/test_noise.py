@@ -316,6 +316,35 @@ def test_noise_is_finite_at_the_ends_of_the_unit_interval(word: int) -> None:
     assert Stuck(0).uniform(1)[0] == 1 - Stuck(2**64 - 1).uniform(1)[0]
 
 
+class NoGenerator(NoiseSource):
+    """Refuses the generator, whose draws tell one another: noise that is known beside a known record tells the rest."""
+
+    def generator(self) -> np.random.Generator:
+        raise AssertionError("noise from a generator")
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_every_bit_of_noise_is_the_operating_systems(name: str) -> None:
+    SOUND[name](ROWS, NoGenerator())
+    with pytest.raises(AssertionError, match="from a generator"):
+        KNormOneDimensionShort(query=SUM, scale=1.0)(ROWS, NoGenerator())
+
+
+def test_gamma_variates_have_their_law() -> None:
+    # H0: sums of exponentials are Gamma(shape, 1), also where they are made in pieces; 4,000 variates of each shape.
+    class Pieces(NoiseSource):
+        _CHUNK = 4
+
+    for source, shape in ((NoiseSource(), 1), (NoiseSource(), 7), (Pieces(), 9)):
+        assert stats.kstest(source.gamma(shape, 4000), stats.gamma(shape).cdf).pvalue >= ALARM
+        assert stats.kstest(source.gamma(shape + 1, 4000), stats.gamma(shape).cdf).pvalue < ALARM  # the twin
+
+
+def test_a_generator_has_all_bits_of_its_seed() -> None:
+    # Sequences of numpy keep 128 bits of a longer seed unless they are told.
+    assert NoiseSource().generator().bit_generator.seed_seq.pool_size == 8  # type: ignore[attr-defined]
+
+
 def test_k_norm_direction_is_uniform() -> None:
     # H0: each coordinate of the direction in 3 dimensions is uniform on (-1, 1) (Archimedes); 4,000 calls.
     mechanism = KNorm(query=ClippedSum(vectors=lambda r: r["x"], dim=3, clip_norm=1.0), scale=1.0)

@@ -174,6 +174,6 @@ class CellKNorm:
         """The noisy answer."""
         direction = noise.normal(self.query.shape)
         n_rows, width = self.query.shape
-        radius = noise.generator().gamma(width, self.scale, size=(n_rows, 1))
+        radius = self.scale * noise.gamma(width, n_rows)[:, None]
         norm = np.sqrt((direction**2).sum(axis=1, keepdims=True))
         return total(self.query, rows) + direction * (radius / norm)

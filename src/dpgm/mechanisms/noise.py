@@ -155,7 +155,7 @@ class KNorm:
     def __call__(self, rows: Rows, noise: NoiseSource) -> Array:
         """The noisy answer."""
         direction = noise.normal(self.query.shape)
-        radius = noise.generator().gamma(direction.size, self.scale)
+        radius = self.scale * noise.gamma(direction.size, 1)[0]
         return total(self.query, rows) + direction * (radius / np.sqrt((direction**2).sum()))
 
 

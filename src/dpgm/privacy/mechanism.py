@@ -243,9 +243,22 @@ class NoiseSource:
         """`n` independent coins that fall True with probability `rate`."""
         return self.uniform(n) < rate
 
+    def gamma(self, shape: int, n: int) -> Array:
+        """`n` independent variates of Gamma(`shape`, 1), `shape` a whole number: sums of as many exponential ones."""
+        out = np.zeros(n)
+        for i in range(n):
+            for start in range(0, shape, self._CHUNK):
+                out[i] -= np.log(self.uniform(min(self._CHUNK, shape - start))).sum()
+        return out
+
     def generator(self) -> np.random.Generator:
-        """A numpy generator with 256 bits of fresh entropy, for laws that numpy draws well (gamma, geometric)."""
-        return np.random.Generator(np.random.PCG64DXSM([int(w) for w in self.bits(4)]))
+        """A numpy generator with 256 bits of fresh entropy, for coins inside a record, which nobody sees.
+
+        Never for noise: whoever knows the records behind some of the answer knows the noise on it, and draws of a
+        generator tell the next ones.
+        """
+        seed = np.random.SeedSequence([int(w) for w in self.bits(4)], pool_size=8)
+        return np.random.Generator(np.random.PCG64DXSM(seed))
 
 
 class SeededNoise(NoiseSource):
