@@ -120,6 +120,30 @@ def test_bounds_and_method_together_stay_within_the_budget(method: Any) -> None:
     assert accountant.epsilon_of(free, delta=1e-6, relation=Relation.REPLACE) > 1.0
 
 
+def tables() -> list[Any]:
+    """Every method that takes tables, in each of its modes."""
+    known = [m() for m in map(dpgm.methods.get, dpgm.methods.names()) if TableSchema in m.takes]
+    return [*known, *(dpgm.Slicing(mode=mode) for mode in ("full-rank", "paper"))]
+
+
+@pytest.mark.parametrize("method", tables(), ids=lambda m: f"{m.name}-{getattr(m, 'mode', '')}")
+def test_the_price_after_the_bounds_does_not_depend_on_them(method: Any) -> None:
+    """Prices that follow answers are beyond the theorem of composition."""
+    spent = (bounds.question(SCHEMA, relation=Relation.REPLACE, mu=0.05).cost(Relation.REPLACE), 1)
+    relation = Relation.ADD_REMOVE if method.name == "dp-logreg" else Relation.REPLACE
+
+    def price(rows: NDArray[np.float64]) -> list[Any]:
+        schema = replace(found(rows), size=5000)
+        plan = bounds.rest(method, schema, relation=relation, budget=BUDGET, spent=spent)
+        return [(m.cost(relation), n) for m, n in plan.items]
+
+    far = made_up(2000)
+    far[:, :3] *= 1000
+    prices = price(far)
+    assert prices == price(made_up(0))
+    assert prices != [(replace(cost, name="other"), n) for cost, n in prices]  # what is compared can differ
+
+
 def test_fit_charges_the_bounds_and_records_keep_to_them() -> None:
     pd = pytest.importorskip("pandas")
     rows = made_up(2000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 from dataclasses import dataclass, replace
 from typing import Any
@@ -161,6 +162,46 @@ def test_answer_that_was_handed_out_is_not_drawn_again() -> None:
         with pytest.raises(PrivacyError, match=r"allows 1 calls|was handed out"):
             curator.answer(COUNTS)
         curator.reserve("fit", [(COUNTS, 1)])  # the hole of a finished plan that is reserved again
+
+
+def test_a_forked_copy_does_not_use_up_what_this_process_paid(monkeypatch: pytest.MonkeyPatch) -> None:
+    curator, _ = made()
+    curator.reserve("fit", [(STEPS, 500)])
+    curator.answer(STEPS)  # of a block of ten
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)  # what a fork sees
+        with pytest.raises(PrivacyError, match="opened by another process"):
+            curator.answer(STEPS)
+    curator.answer(STEPS)
+
+
+class Interrupted(Gaussian):
+    """In its first call another curator of the same ledger makes the same plan's only call, to the end."""
+
+    def __call__(self, rows: Rows, noise: NoiseSource) -> Array:
+        if then:
+            then.pop()()
+        return super().__call__(rows, noise)
+
+
+then: list[Any] = []
+
+
+def test_of_two_calls_at_once_one_answer_is_handed_out() -> None:
+    first, _ = made()
+    second, _ = made(ledger=first.ledger)
+    mechanism = Interrupted(query=COUNTS.query, noise_std=10.0)
+    answers: list[Array] = []
+
+    def other() -> None:
+        second.reserve("fit", [(mechanism, 1)])
+        answers.append(second.answer(mechanism))
+
+    then[:] = [other]
+    first.reserve("fit", [(mechanism, 1)])
+    with pytest.raises(PrivacyError, match="was handed out while"):
+        answers.append(first.answer(mechanism))
+    assert len(answers) == 1
 
 
 class Failing(Gaussian):

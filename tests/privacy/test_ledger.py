@@ -160,6 +160,17 @@ def test_weakest_evidence_and_all_assumptions_name_the_whole() -> None:
     assert "REFUTED (an attack beats this claim: no guarantee)" in ledger.guarantee().headline()
 
 
+def test_a_plan_that_may_have_been_chosen_by_answers_says_so() -> None:
+    ledger, words = opened(None), "no price was chosen by looking at an answer"
+    ledger.reserve("a", PLAN[:1])
+    ledger.reserve("b", PLAN[1:])  # two plans, and no answer between them
+    ledger.charge("a", 0)
+    ledger.reserve("b", PLAN[1:])
+    assert words not in ledger.guarantee().headline()
+    ledger.reserve("c", PLAN[:1])
+    assert ledger.guarantee().assumptions.count(words) == 1
+
+
 def test_delta_zero_takes_pure_costs_only() -> None:
     ledger = opened(None, cap=Budget(epsilon=1.0, delta=0.0))
     ledger.reserve("a", [(Cost(event=PureEvent(0.5), name="p"), 2)])

@@ -70,7 +70,8 @@ class Curator:
         with several calls a crash burns what was left of one block.
 
         Raises:
-            PrivacyError: no plan is reserved, or the mechanism's price is not in it, or its calls are used up.
+            PrivacyError: no plan is reserved, or the mechanism's price is not in it, or its calls are used up, or
+                another curator has handed out the only answer meanwhile.
         """
         if self._plan is None:
             raise PrivacyError("no plan is reserved: reserve the whole plan before the first row is read")
@@ -97,6 +98,7 @@ class Curator:
         return self.ledger.guarantee()
 
     def _pay(self, label: str, item: int, count: int) -> None:
+        self.ledger.check_alive()  # what is left of a paid block belongs to the process that paid
         if self._blocks_left.get(item, 0) == 0:
             used = self.ledger.used(label, item)
             if count == 1 and used == 1 and item not in self._blocks_left:  # charged by a run that died

@@ -118,10 +118,7 @@ class Ledger:
             self._append_alone(kind, fields)
 
     def _append_alone(self, kind: str, fields: dict[str, Any]) -> None:
-        if os.getpid() != self._process:
-            raise PrivacyError("the ledger was opened by another process; a copy of it must not spend; open it anew")
-        if self._file is not None and self._file.closed:
-            raise PrivacyError("the ledger is closed; open it anew before anything more is asked")
+        self.check_alive()
         entry: dict[str, Any] = {
             "kind": kind,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -145,6 +142,17 @@ class Ledger:
         os.fsync(self._file.fileno())
         if not self.entries:
             _sync_folder(self._path.parent)
+
+    def check_alive(self) -> None:
+        """Raise unless this process may spend; asked before every call, also before one that is paid already.
+
+        Raises:
+            PrivacyError: the ledger is closed, or a fork has copied it.
+        """
+        if os.getpid() != self._process:
+            raise PrivacyError("the ledger was opened by another process; a copy of it must not spend; open it anew")
+        if self._file is not None and self._file.closed:
+            raise PrivacyError("the ledger is closed; open it anew before anything more is asked")
 
     def close(self) -> None:
         """Let another process use the file; nothing more can be charged here."""
@@ -219,8 +227,17 @@ class Ledger:
             self._append("charge", label=label, item=item, until=used + n)
 
     def deliver(self, label: str, item: int) -> None:
-        """Record that the answer of a single call is about to be handed out; from here on it cannot be repeated."""
-        self._append("deliver", label=label, item=item)
+        """Record that the answer of a single call is about to be handed out; from here on it cannot be repeated.
+
+        Raises:
+            PrivacyError: an answer was handed out already: two calls were under way, and one is paid for.
+        """
+        with self._lock:
+            if self.delivered(label, item):
+                raise PrivacyError(
+                    f"the only answer of plan '{label}' item {item} was handed out while this one was made; use that"
+                )
+            self._append("deliver", label=label, item=item)
 
     def delivered(self, label: str, item: int) -> bool:
         """Whether the answer of a single call was handed out."""
@@ -259,6 +276,9 @@ class Ledger:
             assumptions.append("nobody knows the seed of the noise")
         if any(self._of("repeat")):
             assumptions.append("an answer that a crash interrupted never left the process")
+        kinds = [e["kind"] for e in self.entries]
+        if "charge" in kinds and "reserve" in kinds[kinds.index("charge") :]:
+            assumptions.append("no price was chosen by looking at an answer")
         return Guarantee(
             relation=self.relation,
             unit=self.unit,
