@@ -145,6 +145,45 @@ def test_faults_are_named_without_quoting_values(csv: Path, text: str, message: 
         assert secret not in str(error.value)
 
 
+@pytest.mark.parametrize("line", [b"0,cook,30,1,\xff,,,x\n", b'0,"cook,30,1,,,,x\n'])
+def test_a_damaged_line_is_not_quoted(csv: Path, line: bytes) -> None:
+    csv.write_bytes(CSV.encode() + line)
+    with pytest.raises(DataError, match="no record") as error:
+        TableSet(path=csv, schema=SCHEMA).train()
+    assert error.value.__cause__ is None
+    assert "xff" not in str(error.value)
+    assert not any(c.isdigit() for c in str(error.value).replace("UTF-8", ""))
+
+
+@pytest.mark.parametrize(
+    ("fields", "values", "joins"),
+    [
+        ({"kind": "integer", "low": -5, "high": 9}, [-1, 3, 4], "?"),
+        ({"kind": "integer", "low": -5, "high": 9}, [-1, 3, 4], None),
+        ({"kind": "number", "low": -5, "high": 9}, [-1.0, 3.5], "?"),
+        ({"kind": "category", "values": ("1", "2", "-1")}, [1, 2, 7], None),
+        ({"kind": "category", "values": ("1.0", "2.0")}, [1, 2, -1], None),
+        ({"kind": "category", "values": ("1", "1.0", "v1.0")}, ["1", "1.0", "v1"], None),
+        ({"kind": "boolean"}, [1, 0, -1], None),
+        ({"kind": "boolean"}, [True, False], "?"),
+        (
+            {"kind": "date", "low": "2000-01-01", "high": "2030-12-31"},
+            ["2020-01-01", "-1"],
+            "2020-01-02T23:00:00-05:00",
+        ),
+    ],
+)
+def test_a_value_means_the_same_whoever_joins(fields: dict, values: list, joins: object) -> None:
+    """One record more may change the dtype of a frame, and nothing else: what the others mean is theirs."""
+    schema = TableSchema(columns=(Column(name="x", missing=True, **fields),), missing_marks=("", "?", "-1"))
+    alone = to_numbers(pd.DataFrame({"x": values}), schema)
+    among = to_numbers(pd.DataFrame({"x": [*values, joins]}), schema)
+    assert np.array_equal(alone, among[:-1], equal_nan=True)
+    assert not np.isnan(alone[0]) or values[0] == -1
+    if -1 in values and "-1" not in fields.get("values", ()):  # a mark counts as number and as text
+        assert np.isnan(alone[values.index(-1)])
+
+
 def test_schema_survives_json_and_refuses_what_it_does_not_know() -> None:
     value = json.loads(json.dumps(SCHEMA.to_json()))
     assert schema_from_json(value) == SCHEMA

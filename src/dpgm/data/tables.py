@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 CHUNK = 50_000
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _EPOCH = date(1970, 1, 1).toordinal()
+_WHOLE = re.compile(r"^([+-]?\d+)\.0$")
 _TRUE, _FALSE = ("true", "1", "1.0", "yes", "t", "y"), ("false", "0", "0.0", "no", "f", "n")
 
 
@@ -112,8 +114,13 @@ def _chunks(path: Path, names: tuple[str, ...]) -> Iterator[pd.DataFrame]:
             yield batch.to_pandas()
         return
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_filter": False, "chunksize": CHUNK}
-    with _pandas().read_csv(path, sep=_separator(path), usecols=list(names), **options) as reader:
-        yield from reader
+    try:
+        with _pandas().read_csv(path, sep=_separator(path), usecols=list(names), **options) as reader:
+            yield from reader
+    except ValueError:  # of several kinds; what they say holds bytes and line numbers of records
+        raise DataError(
+            f"{path.name} has a line that is no record, or a text that is not UTF-8; write the file again"
+        ) from None
 
 
 def _separator(path: Path) -> str:
@@ -155,17 +162,24 @@ def to_numbers(frame: pd.DataFrame, schema: TableSchema) -> Table:
 
 
 def _numbers(series: Any, column: Column, marks: tuple[str, ...]) -> NDArray[np.float64]:
+    """Numbers [n] of one column, each from its own value alone.
+
+    A frame's dtype hangs on all its records: one text makes texts of all numbers, one gap turns 1 into 1.0. What a
+    value means must not, or one record would move all others.
+    """
     pd = _pandas()
     missing = series.isna().to_numpy()
     if column.kind in ("integer", "number") and pd.api.types.is_numeric_dtype(series.dtype):
         x = series.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
-        return _settled(x, np.isnan(x), column)
+        return _settled(x, np.isnan(x) | np.isin(x, _as_numbers(marks)), column)
     texts = series.astype(str).str.strip()
+    plain = tuple(map(_plain, column.values))
+    if column.kind != "category" or len(set(plain)) == len(plain):  # else 1 and 1.0 are declared to differ
+        texts, marks = texts.str.replace(_WHOLE, r"\1", regex=True), (*marks, *map(_plain, marks))
+    else:
+        plain = column.values
     if column.kind == "category":
-        code = {v: i for i, v in enumerate(column.values)}
-        x = texts.map(code).to_numpy(dtype=np.float64)
-        if np.isnan(x).any():  # whole numbers that a library turned into 1.0
-            x = np.where(np.isnan(x), texts.str.removesuffix(".0").map(code).to_numpy(dtype=np.float64), x)
+        x = texts.map({v: i for i, v in enumerate(plain)}).to_numpy(dtype=np.float64, copy=True)
         unknown = np.isnan(x) & ~missing & ~texts.isin(marks).to_numpy()
         if unknown.any() and not column.missing:
             raise DataError(
@@ -177,7 +191,20 @@ def _numbers(series: Any, column: Column, marks: tuple[str, ...]) -> NDArray[np.
         missing = missing | texts.isin(marks).to_numpy()
         x = np.full(len(texts), np.nan)
         x[~missing] = _parse(texts[~missing], series[~missing], column)
+        if column.kind in ("integer", "number"):
+            missing = missing | np.isin(x, _as_numbers(marks))
     return _settled(x, missing, column)
+
+
+def _plain(text: str) -> str:
+    """A whole number without the .0 that a library may have added."""
+    return _WHOLE.sub(r"\1", text)
+
+
+def _as_numbers(marks: tuple[str, ...]) -> list[float]:
+    """The missing marks that are numbers."""
+    found = _pandas().to_numeric(np.array(marks, dtype=object), errors="coerce")
+    return [float(v) for v in found if not np.isnan(v)]
 
 
 def _parse(texts: Any, series: Any, column: Column) -> NDArray[np.float64]:
@@ -187,7 +214,7 @@ def _parse(texts: Any, series: Any, column: Column) -> NDArray[np.float64]:
         known = {**dict.fromkeys(_TRUE, 1.0), **dict.fromkeys(_FALSE, 0.0)}
         x = lower.map(known).to_numpy(dtype=np.float64)
     elif column.kind == "date":
-        stamps = pd.to_datetime(series, errors="coerce", format="ISO8601")
+        stamps = pd.to_datetime(series, errors="coerce", format="ISO8601", utc=True).dt.tz_localize(None)
         x = np.where(stamps.isna(), np.nan, stamps.to_numpy().astype("datetime64[D]").astype(np.float64))
     else:
         x = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64)
