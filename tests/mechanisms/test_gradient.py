@@ -14,7 +14,7 @@ from torch import nn
 from dpgm.mechanisms import local_state
 from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
 from dpgm.mechanisms.local_state import LocalState, values_of
-from dpgm.mechanisms.per_record import Clip
+from dpgm.mechanisms.per_record import Clip, clipped_gradient_sum
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Evidence, PrivacyError, Relation
 from dpgm.privacy.mechanism import GaussianEvent, Mechanism, PoissonGaussianEvent, SeededNoise
@@ -184,6 +184,35 @@ def test_draws_get_fresh_secret_coins():
 
 
 # --- local state
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_inputs_that_multiply_records_are_refused(draws):
+    """Every further row would be a record of its own, clipped to C: one record would move the sum by 2 C."""
+
+    def inputs(x, y, coins):
+        return x.repeat_interleave(2 * draws, 0), y.repeat_interleave(2 * draws, 0)
+
+    broken = step(rate=1.0, noise_multiplier=1e-9, draws=draws, inputs=inputs)
+    with pytest.raises(PrivacyError, match="count several times"):
+        broken(make_rows(1), SeededNoise(0))
+
+
+def test_messages_do_not_tell_how_large_a_sample_is():
+    rows = make_rows(137)
+
+    def mean(net, x, y):
+        return cross_entropy(net, x, y).mean()
+
+    def ragged(net, x, y):
+        return clipped_gradient_sum(cross_entropy, net, (x, y[1:]), clip_norm=0.5)
+
+    for loss in (mean, ragged):
+        task = ModuleGradient(module=linear(), loss=loss, clip_norm=0.5)
+        with pytest.raises(ValueError, match=r"one (loss for each )?row") as error:
+            PoissonGradient(rate=1.0, noise_multiplier=1.0, size=100, task=task)(rows, SeededNoise(0))
+        assert "137" not in str(error.value)
+        assert "136" not in str(error.value)
 
 
 def test_local_state_is_an_empty_token_that_is_neither_copied_nor_saved():

@@ -235,7 +235,7 @@ def test_bounds_that_bound_nothing_are_refused(bound):
 
 def test_records_of_unequal_length_are_refused():
     x, y = CASES["mlp"][1](4)
-    with pytest.raises(ValueError, match="lengths"):
+    with pytest.raises(ValueError, match="differ in length"):
         clipped_gradient_sum(squared, fresh(mlp()), (x, y[:3]), clip_norm=1.0)
     with pytest.raises(ValueError, match="draws=3"):
         clipped_gradient_sum(squared, fresh(mlp()), (x, y), clip_norm=1.0, draws=3)

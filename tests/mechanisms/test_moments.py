@@ -103,3 +103,13 @@ def test_a_query_without_codes_only_states_its_price():
     for field in ("radius", "second_weight", "count_weight"):
         with pytest.raises(PrivacyError, match=field):
             dataclasses.replace(query, **{field: 0.0})
+
+
+def test_maps_that_multiply_records_are_refused():
+    rows = draw(4, np.random.default_rng(0))
+    for query in (
+        SecondMoment(vectors=lambda r: np.r_[values(r), values(r)], dim=3, radius=2.0),
+        CodeMoments(codes=lambda r: np.r_[values(r), values(r)], latent=3, n_classes=2, radius=2.0),
+    ):
+        with pytest.raises(PrivacyError, match="one entry of shape"):
+            query.partial(rows)

@@ -181,6 +181,11 @@ class ModuleGradient:
         else:
             x = values_of(self.state, rows, self._encode)[chosen]
         inputs = (x, label) if self.inputs is None else self.inputs(x, label, coins)
+        if any(len(t) != self.draws * len(chosen) for t in inputs):  # each row too many would be clipped on its own
+            raise PrivacyError(
+                f"the inputs do not have draws = {self.draws} rows for each record, so one record could count several "
+                "times; correct the map or draws"
+            )
         return clipped_gradient_sum(
             self.loss,
             self.module,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpgm.mechanisms.queries import clip_rows
+from dpgm.mechanisms.queries import clip_rows, one_each
 from dpgm.privacy.guarantee import PrivacyError, Relation
 from dpgm.privacy.mechanism import Array
 from dpgm.schema import Rows
@@ -61,7 +61,7 @@ class SecondMoment:
 
     def partial(self, rows: Rows) -> Array:
         """The sum over one block."""
-        v = clip_rows(self.vectors(rows), self.radius) / self.radius
+        v = clip_rows(one_each(self.vectors(rows), (len(rows), self.dim)), self.radius) / self.radius
         return pack(v.T @ v)
 
     def sensitivity(self, relation: Relation, norm: int = 2) -> float:
@@ -112,7 +112,7 @@ class CodeMoments:
         """The sums over one block; labels outside 0..k-1 count nowhere."""
         if self.codes is None:
             raise PrivacyError("these moments only state a price; give them codes before they are asked")
-        z = clip_rows(self.codes(rows), self.radius) / self.radius
+        z = clip_rows(one_each(self.codes(rows), (len(rows), self.latent)), self.radius) / self.radius
         out, d = np.zeros(self.shape), self.latent
         for k in range(self.n_classes):
             mine = z[rows["label"] == k]

@@ -70,7 +70,10 @@ def clipped_gradient_sum(
     groups = _groups(clip_norm, module)
     length = len(records[0])
     if any(len(r) != length for r in records) or length % draws:
-        raise ValueError(f"records have lengths {[len(r) for r in records]}; give equal multiples of draws={draws}")
+        raise ValueError(  # how many there are is nobody's business: they may be a secret sample
+            f"the tensors of records differ in length, or are no whole number of records with draws={draws}; give one "
+            "row for each draw of each record"
+        )
     if engine == "auto":
         engine = "layers" if _has_formulas(module) else "vmap"
     if engine == "layers" and not _has_formulas(module):
@@ -110,8 +113,8 @@ class _Run:
         found, rows = self.loss(self.module, *records), len(records[0])
         if found.shape != (rows,):
             raise PrivacyError(
-                f"the loss has shape {tuple(found.shape)} for {rows} rows; give one loss for each row, not their mean "
-                "or sum"
+                f"the loss has {found.ndim} axes, or not one entry for each row; give one loss for each row, not their "
+                "mean or sum"
             )
         return found.float().reshape(-1, self.draws).mean(1)
 

@@ -150,7 +150,7 @@ class ClippedSum:
 
     def partial(self, rows: Rows) -> Array:
         """Sum of the clipped vectors of one block."""
-        vectors = _one_each(self.vectors(rows), (len(rows), self.dim))
+        vectors = one_each(self.vectors(rows), (len(rows), self.dim))
         return clip_rows(vectors, self.clip_norm, nonnegative=self.nonnegative).sum(axis=0)
 
     def sensitivity(self, relation: Relation, norm: int = 2) -> float:
@@ -188,7 +188,7 @@ class Histogram:
 
     def partial(self, rows: Rows) -> Array:
         """Counts of one block."""
-        values = _one_each(rows[self.column], (len(rows),))
+        values = one_each(rows[self.column], (len(rows),))
         inside = values[(values >= 0) & (values < self.bins)].astype(np.int64)
         return np.bincount(inside, minlength=self.bins).astype(np.float64)
 
@@ -236,8 +236,8 @@ class MeanEmbedding:
 
     def partial(self, rows: Rows) -> Array:
         """Sum of one block; labels outside 0..k-1 count nowhere."""
-        label = _one_each(rows["label"], (len(rows),))
-        phi = _one_each(self.encoder(rows["image"]), (len(rows), self.encoder.dim))
+        label = one_each(rows["label"], (len(rows),))
+        phi = one_each(self.encoder(rows["image"]), (len(rows), self.encoder.dim))
         phi = clip_rows(phi, self.bound, nonnegative=self.encoder.nonnegative)
         mine = (label[:, None] == np.arange(self.n_classes)).astype(np.float64)
         out = np.empty(self.shape)
@@ -262,7 +262,7 @@ class MeanEmbedding:
         return self.encoder.assumptions
 
 
-def _one_each(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+def one_each(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """`values`, if every record has its one entry: with another shape a record would count more than once."""
     if values.shape != shape:
         raise PrivacyError(
