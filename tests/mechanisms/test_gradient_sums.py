@@ -211,6 +211,28 @@ def test_coupling_that_no_name_gives_away_is_refused():
         clipped_gradient_sum(reduced, fresh(mlp()), data, clip_norm=1.0)
 
 
+class Remembering(nn.Linear):
+    """Keeps the mean of what it has read, as a buffer of its own."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("seen", torch.zeros(sizes[0]))
+
+    def forward(self, input):
+        self.seen = input.detach().mean(0)
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+def test_a_model_that_keeps_something_of_records_is_refused(engine):
+    """Its buffers and weights are released with the rest, and no noise is on what they keep."""
+    x, y, shrinking = torch.ones(6, 5), torch.zeros(6, 3), nn.Embedding(4, 3, max_norm=0.1)
+    with pytest.raises(PrivacyError, match="changes its own weights or buffers"):
+        clipped_gradient_sum(squared, Remembering(5, 3), (x, y), clip_norm=1.0, engine="loop")
+    with pytest.raises(PrivacyError, match="changes its own weights or buffers"):
+        clipped_gradient_sum(squared, shrinking, (torch.arange(6) % 4, y), clip_norm=1.0, engine=engine)
+
+
 def test_the_engines_that_see_one_record_at_a_time_cannot_be_coupled():
     net, (x, y) = fresh(nn.Sequential(nn.Linear(5, 3), Centred())), CASES["mlp"][1](4)
     for engine in ("vmap", "loop"):

@@ -63,7 +63,8 @@ def clipped_gradient_sum(
         dtype: torch.bfloat16 runs forward and backward under autocast; what is clipped is what is summed, in float32.
 
     Raises:
-        PrivacyError: for layers or losses that couple records, and for bounds that are not positive.
+        PrivacyError: for layers or losses that couple records, for a model that keeps something of them, and for bounds
+            that are not positive.
         ValueError: for records of unequal length.
     """
     refuse_coupling(module)
@@ -82,10 +83,15 @@ def clipped_gradient_sum(
         dense = engine == "layers" and all(isinstance(layer, nn.Linear) for layer in _owners(module).values())
         chunk = max(1, (1024 if dense else 32) // draws)
     run = _Run(loss, module, draws, dtype)
-    total = torch.zeros(sum(p.numel() for p in trainable(module).values()))
+    total, before = torch.zeros(sum(p.numel() for p in trainable(module).values())), _contents(module)
     for start in range(0, length, chunk * draws):
         part = [r[start : start + chunk * draws] for r in records]
         total += _clip_and_add(run, engine, part, groups, first=start == 0)
+    if _contents(module) != before:
+        raise PrivacyError(
+            "the model changes its own weights or buffers when it reads records (as an nn.Embedding with max_norm or a "
+            "running average does), so they hold more than was released; use layers that leave them alone"
+        )
     return total
 
 
@@ -165,6 +171,11 @@ def refuse_coupling(module: nn.Module) -> None:
             )
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0:  # pyright: ignore[reportPrivateUsage]
             raise PrivacyError(f"{where} draws from the global random stream; pass the mask as one of the records")
+
+
+def _contents(module: nn.Module) -> list[tuple[int, int]]:
+    """What the model's weights and buffers are and how often each was written to."""
+    return [(id(t), t._version) for t in (*module.parameters(), *module.buffers())]
 
 
 def _check_first(run: _Run, records: Sequence[Tensor], among_others: Tensor, clip_norm: float) -> None:
