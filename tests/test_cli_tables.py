@@ -80,6 +80,18 @@ def test_a_run_on_own_records_looks_at_no_test_part(folder: Path, tmp_path: Path
     assert "Column by column" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
+def test_scores_of_own_held_out_records_are_named_as_a_look(folder: Path, tmp_path: Path) -> None:
+    more = ["--test", str(folder / "test.csv"), "--evaluate", "True"]
+    assert main(words(folder, tmp_path / "run", *more)) == OK
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "real_logreg" not in metrics["utility"]
+    [look] = metrics["exposures"]
+    assert "held-out records" in look["reason"]
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "Looks at real records" in page
+    assert "held-out records, and tell their number" in page
+
+
 def test_training_and_sampling_again_are_free(run: Path, tmp_path: Path) -> None:
     again = ["train", str(run / "release.safetensors"), "--steps", "5", "--samples", "20", "--out", str(tmp_path / "b")]
     assert main(again) == OK

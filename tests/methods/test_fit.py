@@ -18,6 +18,15 @@ def test_a_named_set_needs_no_declaration() -> None:
     assert model.sample(3).images.shape == (3, 8, 8, 1)
 
 
+def test_features_that_were_fitted_on_the_records_are_refused() -> None:
+    class Fitted(DPMERF):
+        def public_sets(self) -> tuple[str, ...]:
+            return ("digits",)
+
+    with pytest.raises(dpgm.PrivacyError, match="fitted on 'digits'"):
+        dpgm.fit(Fitted(steps=2, dim=20, hidden=8), "digits", epsilon=1.0)
+
+
 def test_a_file_is_read_with_its_schema(tmp_path) -> None:
     x, y = np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 2
     np.savez(tmp_path / "own.npz", x=x, y=y)

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from dpgm.artefact import write_whole
 from dpgm.cli.console import Screen
 from dpgm.cli.options import parse
-from dpgm.methods.base import Method, reporter
+from dpgm.methods.base import reporter
 from dpgm.methods.features import Recipe, write_recipe
-from dpgm.privacy.guarantee import PrivacyError
 from dpgm.schema import SchemaError
 
 PROCEDURAL = "procedural"
@@ -95,18 +94,6 @@ def features_command(words: list[str]) -> int:
     text = f"{options.kind} features from {', '.join(public.names)} in {options.out}"
     screen.result({"file": str(options.out), "public": list(public.names), **about}, text)
     return 0
-
-
-def check_public(method: Method, private: str) -> None:
-    """Refuse features that were fitted on the records that are to be protected."""
-    from dpgm.data import same_source
-
-    for name in method.public_sets():
-        if same_source(name, private):
-            raise PrivacyError(
-                f"the features were fitted on '{name}', which holds the records that are to be protected here "
-                f"('{private}'); take features that were fitted on other, public data"
-            )
 
 
 def read_public(options: _Features) -> PublicImages:

@@ -22,12 +22,12 @@ from dpgm.artefact import (
 )
 from dpgm.cli import afterwards
 from dpgm.cli.console import Screen
-from dpgm.cli.features import check_public
 from dpgm.cli.options import RELATIONS, Data, Flat, Output, Privacy, method_named, parse, with_method
 from dpgm.cli.training import DEFAULT_METHOD, facts, must_be_new, train_release
 from dpgm.evaluation.utility import CLASSIFIERS
 from dpgm.methods import bounds
 from dpgm.methods.base import Method, Model, Note, Plan, Release, check_allowed, check_takes, privatise
+from dpgm.methods.fit import check_public
 from dpgm.methods.options import LabelMode
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError

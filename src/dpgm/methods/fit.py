@@ -71,6 +71,8 @@ def fit(
             )
         delta = default_delta(facts.size)
     check_takes(method, facts)
+    if isinstance(x, str | Path):
+        check_public(method, Path(x).name)
     budget = Budget(epsilon=epsilon, delta=delta)
     with Ledger(None if ledger is None else Path(ledger), relation=relation, cap=budget) as book:
         if bounds.private_columns(facts):
@@ -84,6 +86,18 @@ def fit(
         curator = Curator(reader, schema=facts, ledger=book)
         release = privatise(method, curator, plan, seed=seed, on_note=on_note, allow=allow)
     return method.train(release, seed=seed, on_note=on_note)
+
+
+def check_public(method: Method, private: str) -> None:
+    """Refuse features that were fitted on the records that are to be protected."""
+    from dpgm.data import same_source
+
+    for name in method.public_sets():
+        if same_source(name, private):
+            raise PrivacyError(
+                f"the features were fitted on '{name}', which holds the records that are to be protected here "
+                f"('{private}'); take features that were fitted on other, public data"
+            )
 
 
 def _opened(
