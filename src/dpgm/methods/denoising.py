@@ -1,9 +1,10 @@
-"""PGE's form by DP-SGD: a score network for all noise levels, trained on clipped gradients, sampled by any kernel."""
+"""PGE's form by DP-SGD: the released field's score for all noise levels, corrected by a net trained on gradients."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,72 +12,69 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
 from dpgm.methods.base import Batch, Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
 from dpgm.methods.composed import part, prefixed, with_prefix
 from dpgm.methods.descent import Descent, descend
-from dpgm.nets.classifiers import to_bytes, to_unit
-from dpgm.nets.denoiser import Denoiser, denoising_loss, sliced_loss
-from dpgm.nets.procedural import procedural_images
+from dpgm.methods.field import FieldModel
+from dpgm.nets.denoiser import Denoiser, Known, denoising_loss, sliced_loss
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
-from dpgm.privacy.mechanism import Mechanism
+from dpgm.privacy.mechanism import Json
 from dpgm.samplers import Kernel, anneal, annealed_langevin, ddim, heun, run, sigma_schedule, unadjusted_hmc
 from dpgm.samplers.diffusion import tweedie_score
 from dpgm.schema import Schema, SchemaError
 
-_LEVEL, _RANGE = -0.7, 1.3
+_LEVEL, _RANGE = -1.0, 1.0
 """Mean and standard deviation of log sigma in training."""
-_LOW, _HIGH = 0.03, 10.0
-"""Noise levels that sampling goes through."""
+_LOW = 0.05
+"""Lowest noise level that sampling goes through."""
 _BATCH = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising(Method):
-    """A denoiser for every noise level, and with it the score, by DP-SGD with several noise draws in each record.
+    """The one-shot field's exact denoiser, corrected by a net that is trained by DP-SGD.
 
-    The gradient of a record is that of its loss averaged over `draws` pairs of noise and noise level, clipped once. The
-    first weights come from public training: on draws of the one-shot field, which a share of the budget pays for, or
-    on procedural pictures.
+    D(x, sigma, y) = D0(x, sigma, y) + c(sigma) F(x, D0, sigma, y): D0 is the closed-form denoiser of the released field
+    and F begins at zero, so nothing is lost before the first gradient. The gradient of a record is that of its loss
+    averaged over `draws` pairs of noise and noise level, clipped once. A draw of the field is noised up to level
+    `highest` and led back by D, with D0 as hot as the field is drawn.
 
     **Guarantee**: Poisson-sampled Gaussian gradients (docs/proofs/poisson-gradient.md), composed with the releases of
-    the field (docs/proofs/cell-moments.md) where it is used.
+    the field (docs/proofs/cell-moments.md).
     **Source**: Dockhorn et al. 2022 for score networks by DP-SGD with noise multiplicity; Song et al. 2019 for the
     sliced loss.
-    **Differs from the paper**: the net is small, and its first weights are those of a denoiser of released or public
-    pictures; the sliced loss is a central difference.
+    **Differs from the paper**: the net is small and corrects a released score in place of learning a whole one;
+    sampling begins at draws of the released law; the sliced loss is a central difference.
 
     Attributes:
         loss: denoising score matching, or sliced score matching at the same noise levels.
-        start: what the first weights were trained on.
-        field_share: part of mu^2 for the field, where it is the start.
-        warm_steps: steps of that training.
+        field_share: part of mu^2 for the field.
         steps: gradients T.
         rate: probability of a record in each of them.
         draws: noise draws K averaged inside a record before clipping.
         clip_norm: bound C on a record's gradient.
         lr: highest learning rate (Adam, cosine).
-        width: channels of the net at full size, a multiple of 8.
+        width: channels of the net at half size, a multiple of 8.
         sampler: kernel that draws: Heun or DDIM steps of the probability flow, or Langevin or Hamiltonian moves through
             falling noise levels.
+        highest: noise level that the field's draws are brought to; more lets the net change more.
         levels: noise levels of the sampler.
     """
 
     loss: Literal["denoising", "sliced"] = "denoising"
-    start: Literal["field", "pictures", "none"] = "field"
     field_share: float = 0.1
-    warm_steps: int = 600
-    steps: int = 200
-    rate: float = 0.01
-    draws: int = 4
+    steps: int = 300
+    rate: float = 0.02
+    draws: int = 2
     clip_norm: float = 0.5
-    lr: float = 5e-4
-    width: int = 16
+    lr: float = 1e-3
+    width: int = 24
     sampler: Literal["heun", "ddim", "langevin", "hmc"] = "heun"
-    levels: int = 14
+    highest: float = 1.0
+    levels: int = 8
 
     name: ClassVar[str] = "pge-denoising"
     sources: ClassVar[tuple[Source, ...]] = (
@@ -95,17 +93,16 @@ class Denoising(Method):
             where="UAI 2019, arXiv 1905.07088",
         ),
     )
-    free: ClassVar[frozenset[str]] = frozenset({"sampler", "levels"})
-
-    PICTURES: ClassVar[int] = 4000
+    free: ClassVar[frozenset[str]] = frozenset({"sampler", "highest", "levels"})
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget, field: Method | None = None) -> Plan:
         """The field's releases at their share, and gradients with the smallest noise that then fits the budget."""
         self._check()
         if schema.size is None:
             raise SchemaError("gradients need the declared number of records; give the schema a size")
-        first = self._field_plan(schema, relation, budget, field)
-        items: tuple[tuple[Mechanism[Any], int], ...] = () if first is None else first.items
+        mu = accountant.gaussian_mu(budget) * math.sqrt(self.field_share)
+        part_of = Budget(epsilon=accountant.gaussian_epsilon(mu, budget.delta), delta=budget.delta)
+        first = _given(field).plan(schema, relation=relation, budget=part_of)
 
         def step(noise_multiplier: float) -> PoissonGradient:
             return PoissonGradient(
@@ -113,60 +110,40 @@ class Denoising(Method):
             )
 
         noise = accountant.calibrate(
-            lambda s: [*((m.cost(relation), n) for m, n in items), (step(s).cost(relation), self.steps)],
+            lambda s: [*((m.cost(relation), n) for m, n in first.items), (step(s).cost(relation), self.steps)],
             budget,
             relation=relation,
             low=0.3,
         )
         work = math.prod(schema.shape) * self.width**2 * (2 if self.loss == "sliced" else 1)
-        rows = self.steps * self.rate * schema.size * self.draws + 64 * self.warm_steps
         return Plan(
             schema=schema,
             relation=relation,
             budget=budget,
-            items=(*items, (step(noise), self.steps)),
-            details={"noise_multiplier": noise, "field": {} if first is None else dict(first.details)},
-            seconds=30 + 1.2e-8 * work * rows,
+            items=(*first.items, (step(noise), self.steps)),
+            details={"noise_multiplier": noise, "field": dict(first.details)},
+            seconds=first.seconds + 2e-9 * work * self.steps * self.rate * schema.size * self.draws,
             memory_mb=1500,
         )
 
-    def _field_plan(self, schema: Schema, relation: Relation, budget: Budget, field: Method | None) -> Plan | None:
-        if self.start != "field":
-            return None
-        if field is None:
-            raise PrivacyError("start 'field' needs the field's method; give one, or start from 'pictures' or 'none'")
-        mu = accountant.gaussian_mu(budget) * math.sqrt(self.field_share)
-        part_of = Budget(epsilon=accountant.gaussian_epsilon(mu, budget.delta), delta=budget.delta)
-        return field.plan(schema, relation=relation, budget=part_of)
-
     def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume, field: Method | None = None) -> Talk:
-        """The field's talk, public training, then gradients."""
-        last = len(plan.items) - 1
-        state, kept = dict(resume.state or {}), Tensors()
-        coins = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        net = self._net(plan.schema, coins)
-        begun = part(state, "gradients.")
-        if self.start == "field" and not begun:
-            assert field is not None
-            details: Any = plan.details["field"]
+        """The field's talk, then gradients of the net that corrects it."""
+        last, state = len(plan.items) - 1, dict(resume.state or {})
+        kept, details = part(state, "field."), _details(plan.details)
+        if "field.done" not in state:
             inner = dataclasses.replace(plan, items=plan.items[:last], details=details)
-            kept = part(state, "field.")
-            if "field.done" not in state:
-                kept = yield from prefixed(
-                    field.talk(inner, rng=rng, resume=Resume(used=resume.used, state=kept or None)), "field.", {}
-                )
-                yield Note(stage="field", step=1, total=1, state={**with_prefix(kept, "field."), "field.done": _YES})
-            release = Release(
-                method=field, schema=plan.schema, guarantee=plan.guarantee(), tensors=kept, details=details
-            )
-            shown = field.train(release, seed=0).sample(self.PICTURES, seed=int(rng.integers(2**62)))
-            yield from self._warm(net, shown, coins)
-        elif self.start == "pictures" and not begun:
-            height, width, channels = plan.schema.shape
-            images = procedural_images(self.PICTURES, height=height, width=width, channels=channels, rng=rng)
-            labels = rng.integers(0, plan.schema.n_classes, len(images))  # pictures have no classes
-            yield from self._warm(net, Batch(images=images, labels=labels), coins)
-
+            begun = Resume(used=resume.used, state=kept or None)
+            kept = yield from prefixed(_given(field).talk(inner, rng=rng, resume=begun), "field.", {})
+            kept["done"] = np.ones(1)
+            yield Note(stage="field", step=1, total=1, state=with_prefix(kept, "field."))
+        law = _given(field).train(
+            Release(
+                method=_given(field), schema=plan.schema, guarantee=plan.guarantee(), tensors=kept, details=details
+            ),
+            seed=0,
+        )
+        assert isinstance(law, FieldModel)
+        net = self._net(plan.schema, law.denoiser(hot=False), torch.Generator().manual_seed(int(rng.integers(2**62))))
         step = plan.items[last][0]
         assert isinstance(step, PoissonGradient)
         task = ModuleGradient(
@@ -174,24 +151,22 @@ class Denoising(Method):
             loss=denoising_loss if self.loss == "denoising" else sliced_loss,
             clip_norm=self.clip_norm,
             draws=self.draws,
-            inputs=self._inputs,
+            inputs=lambda x, y, coins: self._inputs(law.straight(x), y, coins),
             dtype=torch.bfloat16,
         )
         descent = Descent(net, steps=self.steps, lr=self.lr, rule="adam", average=0.98)
-        if not begun:  # the first weights are not made twice
-            first = with_prefix(descent.tensors(), "gradients.")
-            yield Note(stage="start", step=1, total=1, state=first)
         talk = descend(
             descent,
             dataclasses.replace(step, task=task),
             calls=self.steps,
             used=resume.used.get(last, 0),
-            state=begun or None,
+            state=part(state, "gradients.") or None,
             stage="gradients",
         )
-        yield from prefixed(talk, "gradients.", {})
+        kept = with_prefix(kept, "field.")
+        yield from prefixed(talk, "gradients.", kept)
         descent.finish()
-        return {name: t.detach().numpy().copy() for name, t in net.state_dict().items()}
+        return kept | {f"net.{name}": t.detach().numpy().copy() for name, t in net.state_dict().items()}
 
     def _inputs(self, x: Tensor, y: Tensor, coins: np.random.Generator) -> tuple[Tensor, ...]:
         """Clean images, noise, levels and labels (and directions), `draws` rows a record.
@@ -204,93 +179,98 @@ class Denoising(Method):
         noise = [part.reshape(x.shape) for part in drawn[:, 1:].split(size, 1)] if size else [x] * times
         return (x, noise[0], (_LEVEL + _RANGE * drawn[:, 0]).exp(), y, *noise[1:])
 
-    def _warm(self, net: Denoiser, shown: Batch, coins: torch.Generator) -> Talk:
-        """Denoise released or public pictures."""
-        x, y = 2 * to_unit(shown.images) - 1, torch.from_numpy(shown.labels)
-        optimiser = torch.optim.Adam(net.parameters(), 2e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=max(1, self.warm_steps))
-        every = max(1, self.warm_steps // 20)
-        for i in range(self.warm_steps):
-            index = torch.randint(0, len(x), (64,), generator=coins)
-            sigma = (_LEVEL + _RANGE * torch.randn(64, generator=coins)).exp()
-            noise = torch.randn(x[index].shape, generator=coins)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = denoising_loss(net, x[index], noise, sigma, y[index]).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            if (i + 1) % every == 0:
-                yield Note(stage="warm", step=i + 1, total=self.warm_steps, values={"loss": float(loss.detach())})
-        return {}
+    def _net(self, schema: Schema, known: Known, rng: torch.Generator) -> Denoiser:
+        return Denoiser(known=known, channels=schema.channels, n_classes=schema.n_classes, width=self.width, rng=rng)
 
-    def _net(self, schema: Schema, rng: torch.Generator) -> Denoiser:
-        return Denoiser(channels=schema.channels, n_classes=schema.n_classes, width=self.width, rng=rng)
+    def train(
+        self, release: Release, *, seed: int, on_note: OnNote | None = None, field: Method | None = None
+    ) -> DenoiserModel:
+        """The field's own training; the net is final."""
+        model = _given(field).train(_inner(release, _given(field)), seed=seed, on_note=on_note)
+        return self.restore(release, model.tensors(), field=field)
 
-    def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> DenoiserModel:
-        """Nothing is left to train."""
-        return self.restore(release, {})
-
-    def restore(self, release: Release, tensors: Tensors) -> DenoiserModel:
-        """The denoiser from its released weights."""
-        net = self._net(release.schema, torch.Generator().manual_seed(0))
-        net.load_state_dict({name: torch.from_numpy(np.array(t)) for name, t in release.tensors.items()})
-        return DenoiserModel(release, net, self)
+    def restore(self, release: Release, tensors: Tensors, *, field: Method | None = None) -> DenoiserModel:
+        """The denoiser from the field's laws and the released weights."""
+        law = _given(field).restore(_inner(release, _given(field)), tensors)
+        assert isinstance(law, FieldModel)
+        net = self._net(release.schema, law.denoiser(hot=True), torch.Generator().manual_seed(0))
+        weights = part(release.tensors, "net.")
+        net.load_state_dict({name: torch.from_numpy(np.array(t)) for name, t in weights.items()})
+        return DenoiserModel(release, net, law, self)
 
     def _check(self) -> None:
         if not 0 < self.field_share < 1:
             raise PrivacyError(f"field_share is {self.field_share}; allowed is a part of the budget, e.g. 0.1")
-        least = {"steps": 1, "draws": 1, "levels": 2, "warm_steps": 0}
+        least = {"steps": 1, "draws": 1, "levels": 2}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise SchemaError(f"{name} is {getattr(self, name)}; allowed is {low} or more")
+        if not self.highest > _LOW:
+            raise SchemaError(f"highest is {self.highest}; allowed is a noise level above {_LOW}, e.g. 1")
         if self.width < 8 or self.width % 8:
             raise SchemaError(f"width is {self.width}; allowed is a multiple of 8, e.g. 16")
 
 
 BY_GRADIENTS = Denoising()
-_YES = np.ones(1)
+
+
+def _given(field: Method | None) -> Method:
+    if field is None:
+        raise PrivacyError("this form corrects a score field; give the field's method, or choose it through PGE")
+    return field
+
+
+def _details(details: Mapping[str, Json]) -> Any:
+    return details["field"]
+
+
+def _inner(release: Release, field: Method) -> Release:
+    """What the field released."""
+    kept = part(release.tensors, "field.")
+    return dataclasses.replace(release, method=field, tensors=kept, details=_details(release.details))
 
 
 class DenoiserModel(Model):
-    """A denoiser and the kernel that samples it.
+    """A field whose draws go through noise, and back by a corrected denoiser.
 
     Args:
         release: holds the trained weights.
         net: the denoiser with them.
+        field: draws what is noised, and finishes the pictures.
         options: how it samples.
     """
 
-    def __init__(self, release: Release, net: Denoiser, options: Denoising) -> None:
+    def __init__(self, release: Release, net: Denoiser, field: FieldModel, options: Denoising) -> None:
         super().__init__(release)
-        self._net, self._options = net.eval().requires_grad_(False), options
+        self._net, self._field, self._options = net.eval().requires_grad_(False), field, options
 
     def tensors(self) -> Tensors:
-        """Nothing beside the release."""
-        return {}
+        """Those of the field."""
+        return self._field.tensors()
 
     def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
-        coins = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        parts = [self._some(torch.from_numpy(y), coins) for y in np.split(labels, range(_BATCH, len(labels), _BATCH))]
-        return Batch(images=to_bytes(torch.cat(parts)), labels=labels)
+        z = self._field.draw(labels, rng)
+        coins, y = torch.Generator().manual_seed(int(rng.integers(2**62))), torch.from_numpy(labels)
+        parts = zip(self._field.picture(z).split(_BATCH), y.split(_BATCH), strict=True)
+        x = [self._some(*both, coins) for both in parts]
+        return Batch(images=self._field.finish(torch.cat(x), z, rng), labels=labels)
 
-    def _some(self, y: Tensor, coins: torch.Generator) -> Tensor:
+    def _some(self, x: Tensor, y: Tensor, coins: torch.Generator) -> Tensor:
         @torch.no_grad()
         def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
                 return self._net(x, sigma, y)
 
         kernel, n_steps = self._kernel(denoiser)
-        shape = (len(y), self.schema.channels, self.schema.height, self.schema.width)
-        start = _HIGH * torch.randn(shape, generator=coins)
-        x = run(kernel, start, n_steps=n_steps, rng=coins).x
+        x = 2 * x - 1 + self._options.highest * torch.randn(x.shape, generator=coins)
+        x = run(kernel, x, n_steps=n_steps, rng=coins).x
         if self._options.sampler in ("langevin", "hmc"):  # what is left of the noise
             x = denoiser(x, torch.full((len(y),), _LOW))
-        return functional.relu(x / 2 + 0.5).clamp(max=1)
+        return (x + 1) / 2
 
     def _kernel(self, denoiser: Any) -> tuple[Kernel, int]:
         n, score_at = self._options.levels, tweedie_score(denoiser)
-        falling = sigma_schedule(n, sigma_min=_LOW, sigma_max=_HIGH)
+        falling = sigma_schedule(n, sigma_min=_LOW, sigma_max=self._options.highest)
         match self._options.sampler:
             case "heun":
                 return heun(denoiser, falling), n

@@ -15,6 +15,7 @@ from dpgm.mechanisms.moments import unpack
 from dpgm.methods.base import Batch, Model, Release, Tensors
 from dpgm.methods.laws import Array, Moments, class_laws, public_cells, shrink_means
 from dpgm.nets.coordinates import Coordinates
+from dpgm.nets.posterior import MixtureDenoiser
 from dpgm.privacy.mechanism import Json
 from dpgm.samplers import Kernel, hmc, run, tune_step_size
 
@@ -207,6 +208,11 @@ class FieldModel(Model):
         return Frame(*parts, temperature=self._look.temperature, dtype=torch.float32)
 
     def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+        z = self.draw(labels, rng)
+        return Batch(images=self.finish(self.picture(z), z, rng), labels=labels)
+
+    def draw(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Array:
+        """Coordinates [n, dim] of new samples."""
         coins = torch.Generator().manual_seed(int(rng.integers(2**62)))
         z = np.zeros((len(labels), self._coordinates.dim))
         for label in np.unique(labels):
@@ -215,13 +221,24 @@ class FieldModel(Model):
             kernel = self._kernel(frame, float(self._tensors["step_size"][0]))
             out = run(kernel, frame.start(int(mine.sum()), coins), n_steps=self._rounds, rng=coins)
             z[mine] = frame.back(out.x).double().numpy()
-        images = self._coordinates.decode(
-            z,
-            wobble=self._look.wobble,
-            contrast=self._look.contrast,
-            rng=rng,
-        )
-        return Batch(images=images, labels=labels)
+        return z
+
+    def picture(self, z: Array) -> Tensor:
+        """Pictures [n, c, h, w] of coordinates, before they are finished: blurred, and upright."""
+        return self._coordinates.picture(z)
+
+    def finish(self, x: Tensor, z: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Images of such pictures: moved by chance, slanted as `z` says, with the contrast of their kind."""
+        return self._coordinates.finish(x, z, wobble=self._look.wobble, contrast=self._look.contrast, rng=rng)
+
+    def straight(self, x: Tensor) -> Tensor:
+        """Images [n, c, h, w] as `picture` has them; each is treated alone."""
+        return self._coordinates.straight(x)[0]
+
+    def denoiser(self, *, hot: bool) -> MixtureDenoiser:
+        """The exact denoiser of `picture`, of the laws as they were released or, if hot, as they are drawn from."""
+        laws = (self._tensors[name] for name in ("weights", "means", "factors"))
+        return MixtureDenoiser(self._coordinates, *laws, temperature=self._look.temperature if hot else 1.0)
 
 
 class Frame:

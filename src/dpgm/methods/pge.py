@@ -70,8 +70,8 @@ class PGE(Method):
     With `privacy="published"` the paper's own training runs instead. Its evidence is REFUTED (mechanisms/perturbed.py);
     it runs only when that is allowed, with the options in `published`.
 
-    With `privacy="dp-sgd"` a network learns the score for all noise levels from clipped gradients, starting from draws
-    of the one-shot field; its options stand in `denoising`.
+    With `privacy="dp-sgd"` a net learns from clipped gradients what the score of the one-shot field lacks; its options
+    stand in `denoising`.
 
     Attributes:
         privacy: "one-shot" and "dp-sgd" (sound) or "published" (refuted).
@@ -219,7 +219,7 @@ class PGE(Method):
         if self.privacy == "published":
             return self.published.train(release, seed=seed, on_note=on_note)
         if self.privacy == "dp-sgd":
-            return self.denoising.train(release, seed=seed, on_note=on_note)
+            return self.denoising.train(release, seed=seed, on_note=on_note, field=self._one_shot())
         coordinates = self.coordinates(release.schema, int(release.details["block"]))
         centre = public_centre(coordinates, _LOOKS[self.picture].grey)
         fit = Fit(coordinates, centre, release.schema.n_classes, release.tensors, release.details)
@@ -237,7 +237,7 @@ class PGE(Method):
         if self.privacy == "published":
             return self.published.restore(release, tensors)
         if self.privacy == "dp-sgd":
-            return self.denoising.restore(release, tensors)
+            return self.denoising.restore(release, tensors, field=self._one_shot())
         return self._field(release, tensors)
 
     def public_sets(self) -> tuple[str, ...]:

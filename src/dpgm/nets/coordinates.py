@@ -68,14 +68,28 @@ class Coordinates:
 
     def encode(self, images: NDArray[np.uint8]) -> Array:
         """Coordinates [n, dim] of images [n, height, width, channels]."""
-        x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-        slant = np.zeros((len(x), 0))
-        if self.upright:
-            slant = _slant(x.mean(1).double().numpy())[:, None]
-            x = _warp(x, _sheared(torch.eye(2).repeat(len(x), 1, 1), slant[:, 0]))
+        x, slant = self.straight(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255)
         field = (_distance(x, self.reach) if self.outline else x.numpy()).astype(np.float64)
-        z = np.einsum("nchw,ah,bw,kc->nkab", field, self._rows, self._columns, self._colours, optimize=True)
-        return np.concatenate([z.reshape(len(x), math.prod(z.shape[1:])), _SLANT_WEIGHT * slant], axis=1)
+        z = self.analyse(torch.from_numpy(field)).numpy()
+        return np.concatenate([z, _SLANT_WEIGHT * slant], axis=1)
+
+    def straight(self, x: Tensor) -> tuple[Tensor, Array]:
+        """Pictures [n, c, h, w] set upright, each by its own slant, and that slant [n, 1]; [n, 0] if none is."""
+        if not self.upright:
+            return x, np.zeros((len(x), 0))
+        slant = _slant(x.mean(1).double().numpy())
+        return _warp(x, _sheared(torch.eye(2).repeat(len(x), 1, 1), slant)), slant[:, None]
+
+    def analyse(self, field: Tensor) -> Tensor:
+        """Kept frequencies [n, m] of fields [n, c, h, w]."""
+        rows, columns, colours = (torch.from_numpy(b).to(field) for b in (self._rows, self._columns, self._colours))
+        return torch.einsum("nchb,kc->nkhb", rows @ field @ columns.T, colours).flatten(1)
+
+    def synthesise(self, z: Tensor) -> Tensor:
+        """Fields [n, c, h, w] of kept frequencies [n, m]."""
+        rows, columns, colours = (torch.from_numpy(b).to(z) for b in (self._rows, self._columns, self._colours))
+        planes = z.reshape(len(z), self.channels, len(rows), len(columns))
+        return torch.einsum("nkhb,kc->nchb", rows.T @ planes @ columns, colours)
 
     def decode(
         self,
@@ -95,10 +109,17 @@ class Coordinates:
                 over 2 / contrast pixels or so.
             rng: coins of wobble.
         """
-        n = len(z)
-        planes = z[:, : self.dim - self.upright].reshape(n, self.channels, len(self._rows), len(self._columns))
-        field = np.einsum("nkab,ah,bw,kc->nchw", planes, self._rows, self._columns, self._colours, optimize=True)
-        x = torch.from_numpy(field).float()
+        return self.finish(self.picture(z), z, wobble=wobble, contrast=contrast, rng=rng)
+
+    def picture(self, z: Array) -> Tensor:
+        """Fields [n, c, h, w] of coordinates, upright."""
+        return self.synthesise(torch.from_numpy(z[:, : self.dim - self.upright])).float()
+
+    def finish(
+        self, x: Tensor, z: Array, *, wobble: float, contrast: float, rng: np.random.Generator | None
+    ) -> NDArray[np.uint8]:
+        """Images of fields [n, c, h, w] with the slant in `z`, as `decode` makes them."""
+        n = len(x)
         turn, shift, bend = torch.eye(2).repeat(n, 1, 1), torch.zeros(n, 2), None
         if wobble > 0:
             turn, shift, bend = _wobble(n, wobble, rng or np.random.default_rng())

@@ -1,4 +1,4 @@
-"""A small U-shaped denoiser of labelled images for every noise level, and its two losses.
+"""A known denoiser of labelled images with a small U-net that corrects it, and its two losses.
 
 Convention: images are [b, c, h, w] in [-1, 1], noise levels sigma [b]; D(x, sigma, y) is the expected clean image, and
 the score of the density smoothed by N(0, sigma^2 I) is (D - x) / sigma^2.
@@ -7,6 +7,7 @@ the score of the density smoothed by N(0, sigma^2 I) is (D - x) / sigma^2.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from dpgm.nets.generators import initialise, one_hot
 SPREAD = 0.5
 """Public guess of the standard deviation of pixels in [-1, 1]."""
 _WAVES = 8
+Known = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class _Stage(nn.Module):
@@ -39,58 +41,56 @@ class _Stage(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """D(x, sigma, y) = c_skip x + c_out F(c_in x, sigma, y), F a U-net that halves the size twice and goes back.
+    """D(x, sigma, y) = D0(x, sigma, y) + c_out F(c_in x, D0, sigma, y): a known denoiser D0 and a U-net's correction.
 
-    No layer couples the records of a batch.
+    F works at half the size (each 2 x 2 pixels are one with four times the channels) and at a quarter of it. It begins
+    at zero, so D begins as D0. No layer couples the records of a batch.
 
     **Source**: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", table 1, for
-    c_skip, c_out and c_in.
-    **Differs from the paper**: the net is small, without attention and dropout.
+    c_out and c_in.
+    **Differs from the paper**: D0 stands in the place of c_skip x; the net is small, without attention and dropout.
 
     Args:
+        known: D0(x, sigma, y), without parameters that are trained.
         channels: colour channels of the images.
         n_classes: number of classes.
-        width: channels at full size, a multiple of 8.
+        width: channels at half size, a multiple of 8.
         rng: source of the first weights.
     """
 
     waves: Tensor
 
-    def __init__(self, *, channels: int, n_classes: int, width: int = 16, rng: torch.Generator) -> None:
+    def __init__(self, *, known: Known, channels: int, n_classes: int, width: int, rng: torch.Generator) -> None:
         super().__init__()
-        self.n_classes, code = n_classes, 4 * width
+        self.known = known
+        self.n_classes, code = n_classes, 2 * width
         self.register_buffer("waves", 2.0 ** torch.arange(_WAVES).float() * math.pi / 16)
         self.level = nn.Linear(2 * _WAVES + n_classes, code)
         self.code = nn.Linear(code, code)
-        self.enter = nn.Conv2d(channels, width, 3, padding=1)
-        self.down = nn.ModuleList([_Stage(width, 2 * width, code), _Stage(2 * width, 3 * width, code)])
-        self.middle = _Stage(3 * width, 3 * width, code)
-        self.up = nn.ModuleList([_Stage(5 * width, 2 * width, code), _Stage(3 * width, width, code)])
-        self.leave = nn.Conv2d(width, channels, 3, padding=1)
+        self.enter = nn.Conv2d(8 * channels, width, 3, padding=1)
+        self.down = _Stage(width, 2 * width, code)
+        self.middle = _Stage(2 * width, 2 * width, code)
+        self.up = _Stage(3 * width, width, code)
+        self.leave = nn.Conv2d(width, 4 * channels, 3, padding=1)
         initialise(self, rng)
-        with torch.no_grad():
-            self.leave.weight.mul_(0.1)
+        nn.init.zeros_(self.leave.weight)
 
     def forward(self, x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
         """The expected clean images [b, c, h, w] of noisy ones, their noise levels [b] and labels [b]."""
-        s = sigma.reshape(-1, 1, 1, 1)
+        s, known = sigma.reshape(-1, 1, 1, 1), self.known(x, sigma, y)
         total = (s**2 + SPREAD**2).sqrt()
-        raw = self._raw(x / total, sigma, y)
-        return (SPREAD / total) ** 2 * x + s * SPREAD / total * raw.float()
+        return known + s * SPREAD / total * self._raw(torch.cat([x / total, known], 1), sigma, y).float()
 
-    def _raw(self, x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+    def _raw(self, seen: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        height, width = seen.shape[2:]
         angle = (sigma.log() / 4)[:, None] * self.waves
         told = torch.cat([angle.sin(), angle.cos(), one_hot(y, self.n_classes)], 1)
         code = functional.silu(self.code(functional.silu(self.level(told))))
-        levels = [self.enter(x)]
-        for stage in self.down:
-            levels.append(stage(functional.avg_pool2d(levels[-1], 2, ceil_mode=True), code))
-        out = self.middle(levels.pop(), code)
-        for stage in self.up:
-            skip = levels.pop()
-            out = functional.interpolate(out, size=skip.shape[2:], mode="nearest")
-            out = stage(torch.cat([out, skip], 1), code)
-        return self.leave(functional.silu(out))
+        wide = self.enter(functional.pixel_unshuffle(functional.pad(seen, (0, width % 2, 0, height % 2)), 2))
+        out = self.middle(self.down(functional.avg_pool2d(wide, 2, ceil_mode=True), code), code)
+        out = functional.interpolate(out, size=wide.shape[2:], mode="nearest")
+        out = self.leave(functional.silu(self.up(torch.cat([out, wide], 1), code)))
+        return functional.pixel_shuffle(out, 2)[:, :, :height, :width]
 
 
 def denoising_loss(net: nn.Module, x: Tensor, noise: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
