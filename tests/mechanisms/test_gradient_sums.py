@@ -211,6 +211,38 @@ def test_coupling_that_no_name_gives_away_is_refused():
         clipped_gradient_sum(reduced, fresh(mlp()), data, clip_norm=1.0)
 
 
+class Trailing(nn.Module):
+    """Adds a ten-thousandth of the record before to each: the first one hears of nobody."""
+
+    def forward(self, x):
+        return x + 1e-4 * torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+
+
+def small_penalty(net, x, y):
+    return squared(net, x, y) + 1e-3 * net(x).mean(0).square().sum()
+
+
+def test_faint_coupling_is_refused_too():
+    """It moves each record's gradient by less than a hundredth, and the sum of a thousand of them by several bounds."""
+    data = CASES["mlp"][1](8)
+    for loss, net in (
+        (small_penalty, nn.Sequential(nn.Linear(5, 3))),
+        (squared, nn.Sequential(nn.Linear(5, 3), Trailing())),
+    ):
+        with pytest.raises(PrivacyError, match="changes when others join"):
+            clipped_gradient_sum(loss, fresh(net), data, clip_norm=1.0)
+
+
+def test_records_without_a_finite_gradient_are_no_coupling():
+    net, (x, y) = fresh(mlp()), CASES["mlp"][1](4)
+    for row in (0, 1):
+        broken = x.clone()
+        broken[row] = torch.inf
+        rest = [i for i in range(4) if i != row]
+        kept = clipped_gradient_sum(squared, net, (x[rest], y[rest]), clip_norm=1.0)
+        torch.testing.assert_close(clipped_gradient_sum(squared, net, (broken, y), clip_norm=1.0), kept)
+
+
 class Remembering(nn.Linear):
     """Keeps the mean of what it has read, as a buffer of its own."""
 
