@@ -21,7 +21,7 @@ from scipy import stats
 from dpgm.mechanisms import noise as noise_module
 from dpgm.mechanisms.noise import DiscreteGaussian, Gaussian, KNorm, Laplace
 from dpgm.mechanisms.queries import ClippedSum, Histogram, total
-from dpgm.privacy.guarantee import PrivacyError, Relation
+from dpgm.privacy.guarantee import Evidence, PrivacyError, Relation
 from dpgm.privacy.mechanism import (
     Array,
     Cost,
@@ -314,6 +314,32 @@ def test_noise_is_finite_at_the_ends_of_the_unit_interval(word: int) -> None:
     assert np.isfinite(source.normal(3)).all()
     assert np.isfinite(Laplace(query=SUM, scale=1.0)(ROWS, source)).all()
     assert Stuck(0).uniform(1)[0] == 1 - Stuck(2**64 - 1).uniform(1)[0]
+
+
+class Unproved:
+    """A query of a stranger, who says how far a record moves it."""
+
+    shape = (6,)
+
+    def partial(self, rows: Rows) -> Array:
+        return SUM.partial(rows)
+
+    def sensitivity(self, relation: Relation, norm: int = 2) -> float:
+        return SUM.sensitivity(relation, norm)
+
+    def assumptions(self) -> tuple[str, ...]:
+        return ()
+
+
+class Stated(Unproved):
+    evidence = Evidence.UNSUPPORTED
+
+
+@pytest.mark.parametrize("make", [lambda q: Gaussian(query=q, noise_std=1.0), lambda q: KNorm(query=q, scale=1.0)])
+def test_noise_on_an_unproved_sensitivity_proves_nothing(make: Any) -> None:
+    for query, evidence in ((SUM, Evidence.PROVED), (Unproved(), Evidence.CLAIMED), (Stated(), Evidence.UNSUPPORTED)):
+        assert make(query).cost(ADD).evidence is evidence
+    assert Laplace(query=Unproved(), scale=1.0).cost(ADD).evidence is Evidence.CLAIMED
 
 
 class NoGenerator(NoiseSource):

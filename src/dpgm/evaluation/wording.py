@@ -212,8 +212,8 @@ def edges(
     add(
         "minor",
         relation.startswith("add") and run.get("seconds"),
-        "Run times depend on the number of records: leave them and the ledger's times out of what is published, where "
-        "that number is secret.",
+        "Run times and memory depend on the number of records: leave them and the ledger's times out of what is "
+        "published, where that number is secret.",
     )
     add(
         "minor",

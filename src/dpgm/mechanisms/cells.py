@@ -18,7 +18,7 @@ from dpgm.mechanisms.moments import pack
 from dpgm.mechanisms.noise import KNorm
 from dpgm.mechanisms.queries import BLOCK, clip_rows, total
 from dpgm.privacy.guarantee import PrivacyError, Relation, Source
-from dpgm.privacy.mechanism import REAL_ARITHMETIC, Array, Cost, NoiseSource, PureEvent
+from dpgm.privacy.mechanism import REAL_ARITHMETIC, Array, Cost, NoiseSource, PureEvent, evidence_of
 from dpgm.schema import Rows
 
 Look: TypeAlias = Callable[[Rows], tuple[NDArray[Any], NDArray[Any]]]
@@ -166,6 +166,7 @@ class CellKNorm:
         return Cost(
             event=PureEvent(moved / self.scale),
             name=self.name,
+            evidence=evidence_of(self.query),
             sources=self.sources,
             assumptions=(REAL_ARITHMETIC, *self.query.assumptions()),
         )

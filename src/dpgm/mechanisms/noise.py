@@ -21,6 +21,7 @@ from dpgm.privacy.mechanism import (
     PureEvent,
     Query,
     ZeroConcentratedEvent,
+    evidence_of,
 )
 from dpgm.schema import Rows
 
@@ -59,6 +60,7 @@ class Gaussian:
         return Cost(
             event=GaussianEvent(self.noise_std / self.query.sensitivity(relation)),
             name=self.name,
+            evidence=evidence_of(self.query),
             sources=(self.source,),
             assumptions=(REAL_ARITHMETIC, *self.query.assumptions()),
         )
@@ -101,6 +103,7 @@ class Laplace:
         return Cost(
             event=PureEvent(self.query.sensitivity(relation, norm=1) / self.scale),
             name=self.name,
+            evidence=evidence_of(self.query),
             sources=(self.source,),
             assumptions=(REAL_ARITHMETIC, *self.query.assumptions()),
         )
@@ -148,6 +151,7 @@ class KNorm:
         return Cost(
             event=PureEvent(self.query.sensitivity(relation) / self.scale),
             name=self.name,
+            evidence=evidence_of(self.query),
             sources=(self.source,),
             assumptions=(REAL_ARITHMETIC, *self.query.assumptions()),
         )
@@ -200,7 +204,13 @@ class DiscreteGaussian:
             event = DiscreteGaussianEvent(self.sigma, 1)
         else:
             event = ZeroConcentratedEvent(self.query.sensitivity(relation) ** 2 / (2 * self.sigma**2))
-        return Cost(event=event, name=self.name, sources=(self.source,), assumptions=self.query.assumptions())
+        return Cost(
+            event=event,
+            name=self.name,
+            evidence=evidence_of(self.query),
+            sources=(self.source,),
+            assumptions=self.query.assumptions(),
+        )
 
     def __call__(self, rows: Rows, noise: NoiseSource) -> Array:
         """The noisy counts: integers, possibly negative, as float64."""

@@ -16,7 +16,7 @@ from dpgm.mechanisms.cells import Look
 from dpgm.mechanisms.moments import pack
 from dpgm.mechanisms.queries import clip_rows, total
 from dpgm.privacy.guarantee import PrivacyError, Relation, Source
-from dpgm.privacy.mechanism import REAL_ARITHMETIC, Array, Cost, NoiseSource, PureEvent
+from dpgm.privacy.mechanism import REAL_ARITHMETIC, Array, Cost, NoiseSource, PureEvent, evidence_of
 from dpgm.schema import Rows
 
 
@@ -127,6 +127,7 @@ class MatrixLaplace:
         return Cost(
             event=PureEvent(moved / self.scale),
             name=self.name,
+            evidence=evidence_of(self.query),
             sources=(self.source,),
             assumptions=(REAL_ARITHMETIC, *self.query.assumptions()),
         )

@@ -165,6 +165,18 @@ class Cost:
     assumptions: tuple[str, ...] = (REAL_ARITHMETIC,)
 
 
+def evidence_of(query: object) -> Evidence:
+    """How well a query's sensitivity is founded, for the price of noise on it.
+
+    PROVED for this project's own queries, each of which has its page. Another query says it by an attribute `evidence`;
+    one that says nothing is CLAIMED: noise of the right law on an unproved sensitivity proves nothing.
+    """
+    stated = getattr(query, "evidence", None)
+    if isinstance(stated, Evidence):
+        return stated
+    return Evidence.PROVED if type(query).__module__.partition(".")[0] == "dpgm" else Evidence.CLAIMED
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Queries and mechanisms: fields are public, call arguments are private.
 
