@@ -143,6 +143,19 @@ def test_own_sets_are_found_beside_the_file(tmp_path: Path) -> None:
     assert words == ["a.csv", "--schema", str(tmp_path / "facts.json"), "--public"]
 
 
+def test_a_line_of_the_table_may_have_other_options_at_another_epsilon(tmp_path: Path) -> None:
+    path = tmp_path / "e.toml"
+    other = '[[row]]\nmethod = "pge"\nlabeller = 0.3\nepsilon = [0.2]\n[row.options]\ntemperature = 3\n'
+    path.write_text(EXPERIMENT + other)
+    spec = read_spec(path)
+    mine = [c for c in spec.cells() if c.row.name == "pge+labeller" and c.seed == 0]
+    assert [c.epsilon for c in mine] == [1, 0.2]
+    assert ["--temperature" in spec.words(c, data_dir=None, out=tmp_path) for c in mine] == [False, True]
+    path.write_text(EXPERIMENT + other.replace("0.2", "1"))
+    with pytest.raises(SchemaError, match="same epsilon"):
+        read_spec(path)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

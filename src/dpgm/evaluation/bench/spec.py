@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -26,6 +27,7 @@ class Row:
 
     Attributes:
         name: how the table calls it; by default the method's name, with "+labeller" where it has one, and its mode.
+            Rows that share one, such as a method with other options at another epsilon, are one line of the table.
         method: a name of `dpgm methods`, or "real" for the same classifiers trained on real records (not private).
         options: the method's own options.
         on: further options on single sets, by public knowledge of the set: {"mnist": {"picture": "strokes"}}.
@@ -178,7 +180,7 @@ def read_spec(path: Path) -> Spec:
     """Read and check an experiment file.
 
     Raises:
-        SchemaError: it is absent or no TOML, a key is unknown, a value does not fit, or two rows share a name.
+        SchemaError: it is absent or no TOML, a key is unknown, a value does not fit, or two rows share a run.
     """
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
@@ -229,10 +231,13 @@ def _take(kind: type[Any], raw: Mapping[str, Any], where: str, **known: Any) -> 
 def _check(spec: Spec) -> None:
     if not spec.data or not spec.rows or not spec.seeds or not spec.epsilon:
         raise SchemaError("an experiment needs data = [...], at least one [[row]], one epsilon and one seed")
-    names = [r.name for r in spec.rows]
-    if doubled := sorted({n for n in names if names.count(n) > 1}):
-        raise SchemaError(f"two rows are called {doubled}; give them different names: name = '...'")
-    if bad := [n for n in (*names, *spec.data, *spec.sets) if not _NAME.fullmatch(n)]:
+    runs = [(r.name, d, e) for r in spec.rows for d in r.data or spec.data for e in r.epsilon or spec.epsilon]
+    if doubled := sorted({run[0] for run, times in Counter(runs).items() if times > 1}):
+        raise SchemaError(
+            f"two rows are called {doubled} and run on the same data at the same epsilon; give them different names: "
+            "name = '...'"
+        )
+    if bad := [n for n in (*(r.name for r in spec.rows), *spec.data, *spec.sets) if not _NAME.fullmatch(n)]:
         raise SchemaError(f"{bad} cannot name a folder; allowed are letters, digits, dot, plus and hyphen")
     for relation in (spec.relation, *(r.relation for r in spec.rows if r.relation)):
         if relation not in _RELATIONS:
