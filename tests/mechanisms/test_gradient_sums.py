@@ -211,6 +211,26 @@ def test_coupling_that_no_name_gives_away_is_refused():
         clipped_gradient_sum(reduced, fresh(mlp()), data, clip_norm=1.0)
 
 
+@pytest.mark.parametrize("engine", ["layers", "vmap", "loop"])
+def test_rounding_lifts_no_record_above_its_bound(engine):
+    """Not by one part in ten million, alone or as what is missing from a sum of many; the twin clips to the bound itself."""
+    rng = torch.Generator().manual_seed(0)
+    net = fresh(nn.Sequential(nn.Linear(200, 90), nn.Tanh(), nn.Linear(90, 30)))
+    x, y = 100 * torch.randn(60, 200, generator=rng), 100 * torch.randn(60, 30, generator=rng)
+
+    def norms():
+        def of(a, b):
+            return clipped_gradient_sum(squared, net, (x[a:b], y[a:b]), clip_norm=0.1, engine=engine).double()
+
+        moves = [*(of(i, i + 1) for i in range(60)), of(0, 60) - of(1, 60)]
+        return torch.stack([v.norm() for v in moves]) / 0.1
+
+    assert norms().max() <= 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dpgm.mechanisms.per_record._HAIR", 0.0)
+        assert norms().max() > 1
+
+
 class Trailing(nn.Module):
     """Adds a ten-thousandth of the record before to each: the first one hears of nobody."""
 

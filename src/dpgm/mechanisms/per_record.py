@@ -36,6 +36,8 @@ Loss = Callable[..., Tensor]
 Engine = Literal["auto", "layers", "vmap", "loop"]
 Clip = float | Mapping[str, float]
 _Groups = list[tuple[list[str], float]]
+_HAIR = 1e-5
+"""Clipped gradients stay this share below their bound: rounding in float32 must not lift one above it."""
 
 
 def clipped_gradient_sum(
@@ -144,7 +146,7 @@ def _clip_and_add(run: _Run, engine: str, records: Sequence[Tensor], groups: _Gr
         members = [p for p in parts if p.names[0] in names]
         if members:
             norm = torch.stack([p.norms for p in members]).sum(0).sqrt()
-            weights = (bound / norm.clamp(min=1e-30)).clamp(max=1.0)
+            weights = (bound * (1 - _HAIR) / norm.clamp(min=1e-30)).clamp(max=1.0)
             for part in members:
                 found.update((n, g.flatten()) for n, g in zip(part.names, part.weighted(weights), strict=True))
     return torch.cat(list(found.values()))
