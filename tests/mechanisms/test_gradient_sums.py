@@ -213,7 +213,7 @@ def test_coupling_that_no_name_gives_away_is_refused():
 
 @pytest.mark.parametrize("engine", ["layers", "vmap", "loop"])
 def test_rounding_lifts_no_record_above_its_bound(engine):
-    """Not by one part in ten million, alone or as what is missing from a sum of many; the twin clips to the bound itself."""
+    """Not by one part in ten million, alone or as what a sum of many lacks; the twin clips to the bound itself."""
     rng = torch.Generator().manual_seed(0)
     net = fresh(nn.Sequential(nn.Linear(200, 90), nn.Tanh(), nn.Linear(90, 30)))
     x, y = 100 * torch.randn(60, 200, generator=rng), 100 * torch.randn(60, 30, generator=rng)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from dpgm.mechanisms.moments import SecondMoment
+from dpgm.mechanisms.pixels import PooledPixels
 from dpgm.mechanisms.queries import ClippedSum, Histogram, MeanEmbedding, clip_rows, total
 from dpgm.privacy.guarantee import PrivacyError, Relation
 from dpgm.privacy.mechanism import Array, Query
@@ -298,4 +300,14 @@ def test_options_are_checked() -> None:
         Histogram(column="label", bins=0)
     with pytest.raises(PrivacyError, match="declares"):
         total(SUM, vectors(3)(5, np.random.default_rng(0)), map_fn=lambda f, blocks: [f(b)[:1] for b in blocks])
-    assert MeanEmbedding(encoder=Toy(), n_classes=3).assumptions() == ("toys are public",)
+
+
+def test_a_map_from_outside_is_assumed_to_treat_each_record_alone() -> None:
+    """No clipping sees a record that moves the vectors of others; what is built in was read."""
+    said = "the map of records to vectors treats each record alone"
+    assert MeanEmbedding(encoder=Toy(), n_classes=3).assumptions() == ("toys are public", said)
+    for vectors_of in (x_of, lambda rows: rows["x"], lambda rows: rows["x"] - rows["x"].mean(0)):
+        assert ClippedSum(vectors=vectors_of, dim=3, clip_norm=1.0).assumptions() == (said,)
+        assert SecondMoment(vectors=vectors_of, dim=3, radius=1.0).assumptions() == (said,)
+    schema = ImageSchema(height=8, width=8, channels=1, classes=("a", "b"))
+    assert SecondMoment(vectors=PooledPixels(schema=schema), dim=64, radius=1.0).assumptions() == ()

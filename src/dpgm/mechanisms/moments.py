@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpgm.mechanisms.queries import clip_rows, one_each
+from dpgm.mechanisms.queries import clip_rows, foreign, one_each
 from dpgm.privacy.guarantee import PrivacyError, Relation
 from dpgm.privacy.mechanism import Array
 from dpgm.schema import Rows
@@ -70,8 +70,8 @@ class SecondMoment:
         return 1.0 if relation is Relation.ADD_REMOVE else math.sqrt(2)
 
     def assumptions(self) -> tuple[str, ...]:
-        """None beside the proof's."""
-        return ()
+        """None beside the proof's for this project's own vectors."""
+        return foreign(self.vectors)
 
 
 @dataclass(frozen=True, kw_only=True)

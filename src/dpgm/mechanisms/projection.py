@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dpgm.mechanisms.queries import clip_rows
+from dpgm.mechanisms.queries import clip_rows, foreign
 from dpgm.privacy.guarantee import PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import (
     REAL_ARITHMETIC,
@@ -81,7 +81,7 @@ class _RowWise:
             event=event,
             name=self.name,
             sources=(source,),
-            assumptions=(REAL_ARITHMETIC, "the number of records is public", *self.rests_on),
+            assumptions=(REAL_ARITHMETIC, "the number of records is public", *self.rests_on, *foreign(self.vectors)),
         )
 
     def _clipped(self, rows: Rows) -> NDArray[np.float64]:

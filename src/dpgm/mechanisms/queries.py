@@ -161,7 +161,7 @@ class ClippedSum:
 
     def assumptions(self) -> tuple[str, ...]:
         """What the vectors rest on."""
-        return self.rests_on
+        return (*self.rests_on, *foreign(self.vectors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +259,13 @@ class MeanEmbedding:
 
     def assumptions(self) -> tuple[str, ...]:
         """What the encoder rests on."""
-        return self.encoder.assumptions
+        return (*self.encoder.assumptions, *foreign(self.encoder))
+
+
+def foreign(records_to_vectors: object) -> tuple[str, ...]:
+    """What a map that is not this project's must keep; clipping cannot see it, and `check_query` only tests it."""
+    module = getattr(records_to_vectors, "__module__", None) or ""
+    return () if module.partition(".")[0] == "dpgm" else ("the map of records to vectors treats each record alone",)
 
 
 def one_each(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
