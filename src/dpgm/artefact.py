@@ -7,9 +7,11 @@ that is sent on alone still says what it promises.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,19 +75,38 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SchemaError(f"{path} does not exist; give the folder of a finished 'dpgm run' or 'dpgm fit'") from error
+    except OSError as error:
+        raise SchemaError(f"{path} cannot be read ({error.strerror}); give a file that can") from error
     except ValueError as error:
         raise SchemaError(f"{path} is not JSON ({error}); restore it or run again") from error
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """What run.json says: at least `method`, `data` and `guarantee`.
+
+    Raises:
+        SchemaError: the file is absent or damaged.
+    """
+    run = read_json(folder / RUN)
+    if not isinstance(run, dict) or not {"method", "data", "guarantee"} <= set(run):
+        raise SchemaError(f"{folder / RUN} is not what a run wrote; restore it or run again")
+    return run
+
+
 def _write_tensors(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     # safetensors writes memory as it lies: views must be made contiguous first, and scalars must stay scalars
     solid = {name: np.ascontiguousarray(t).reshape(t.shape) for name, t in tensors.items()}
-    write_whole(path, lambda p: save_file(solid, p, {_KEY: json.dumps(about, allow_nan=False)}))
+    try:
+        write_whole(path, lambda p: save_file(solid, p, {_KEY: json.dumps(about, allow_nan=False)}))
+    except SafetensorError as error:  # its name for a full disk and the like
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
-def _read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
+def _read_tensors(path: Path, *keys: str) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors of a file, and what stands beside them, which has `keys`."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -93,8 +114,12 @@ def _read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     try:
         with safe_open(path, "numpy") as file:
             about = json.loads((file.metadata() or {})[_KEY])
+            if lacking := [k for k in keys if k not in about]:
+                raise SchemaError(f"{path} says nothing of {', '.join(lacking)}, so it is not the kind of file meant")
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except SchemaError:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise SchemaError(
             f"{path} is not a file of this tool or is damaged ({error}); restore it from a copy"
         ) from error
@@ -117,7 +142,8 @@ def save_release(release: Release, path: Path) -> None:
 
 def load_release(path: Path) -> Release:
     """Read a release; `path` is the file or the run folder that holds it."""
-    tensors, about = _read_tensors(path / RELEASE if path.is_dir() else path)
+    file = path / RELEASE if path.is_dir() else path
+    tensors, about = _read_tensors(file, "method", "schema", "guarantee", "details")
     schema: Any = schema_from_json(about["schema"])
     return Release(
         method=method_from_json(about["method"]),
@@ -152,7 +178,7 @@ def load_model(folder: Path | str) -> Model:
     """
     folder = Path(folder)
     release = load_release(folder / RELEASE)
-    tensors, about = _read_tensors(folder / MODEL)
+    tensors, about = _read_tensors(folder / MODEL, "method")
     method = method_from_json(about["method"])  # retraining may have changed its free options
     return method.restore(release, tensors)
 
@@ -161,16 +187,19 @@ def load_model(folder: Path | str) -> Model:
 # Samples, progress, checkpoints
 
 
-def save_samples(batch: Batch, schema: ImageSchema, path: Path) -> None:
+def save_samples(batch: Batch, schema: ImageSchema, path: Path) -> Path:
     """Write synthetic records: images as .npz (images uint8 [n, height, width, channels], labels int64 [n],
     class_names; odds float32 [n, k], where a labeller gave class probabilities), a table as .csv.
+
+    Returns:
+        the file that was written: for a table, `path` with .csv instead of .npz.
     """
     if isinstance(batch, TableBatch):
         from dpgm.data.tables import write_csv
 
         table = path.with_suffix(".csv") if path.suffix == ".npz" else path
         write_whole(table, lambda p: write_csv(batch.table, batch.schema, p))
-        return
+        return table
 
     arrays = {"images": batch.images, "labels": batch.labels, "class_names": np.array(schema.classes)}
     if batch.odds is not None:
@@ -181,6 +210,7 @@ def save_samples(batch: Batch, schema: ImageSchema, path: Path) -> None:
             np.savez_compressed(file, **arrays)
 
     write_whole(path, write)
+    return path
 
 
 def load_table(path: Path, schema: TableSchema) -> TableBatch:
@@ -202,7 +232,7 @@ def load_samples(path: Path) -> Batch:
             return Batch(images=file["images"], labels=file["labels"].astype(np.int64), odds=odds)
     except FileNotFoundError as error:
         raise SchemaError(f"{path} does not exist; make samples with 'dpgm sample FOLDER'") from error
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise SchemaError(f"{path} is not a sample file of this tool ({error})") from error
 
 
@@ -221,7 +251,7 @@ def load_checkpoint(folder: Path, method: Method) -> Tensors | None:
     """
     if not (folder / CHECKPOINT).exists():
         return None
-    state, about = _read_tensors(folder / CHECKPOINT)
+    state, about = _read_tensors(folder / CHECKPOINT, "method")
     try:  # equal prices do not make equal runs
         method_from_json(about["method"]).retrained(method)
     except SchemaError as error:

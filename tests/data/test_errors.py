@@ -324,7 +324,7 @@ def test_a_missing_declaration_says_what_to_add_and_why(tmp_path: Path) -> None:
         ({"image_size": 0}, "height is 0; allowed is 1 to 1024"),
         ({"image_size": 4000}, "give --resize for larger images"),
         ({"channels": 2}, "channels is 2; allowed is 1 .grey. or 3"),
-        ({"classes": 0}, "give at least one name"),
+        ({"classes": 0}, "allowed is 1 to 10,000"),
         ({"classes": ("a", "a")}, "each of them once"),
         ({"classes": "cat,dog"}, "give several names"),
         ({"size": 1}, "declared size is 1; allowed is 2 or more"),

@@ -29,8 +29,8 @@ from dpgm.methods.base import (
     check_allowed,
     privatise,
     reporter,
-    require_images,
 )
+from dpgm.methods.options import require_images
 from dpgm.privacy import accountant
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation, Source

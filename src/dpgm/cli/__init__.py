@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -38,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         0 done; 1 failed; 2 wrong usage; 3 data or options that do not fit; 4 refused for privacy; 130 interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a name of a class may be more than the terminal can show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return OK if words else USAGE
@@ -62,6 +66,11 @@ def main(argv: list[str] | None = None) -> int:
         return _stop("dpgm: interrupted; the same command goes on where it stopped", INTERRUPTED)
     except BrokenPipeError:
         return FAILED
+    except OSError as error:  # a full disk, a folder without rights: nothing that the ledger says is lost by it
+        where = f"{error.filename}: " if error.filename else ""
+        return _stop(f"dpgm: {where}{error.strerror or error}; mend that, then the same command goes on", FAILED)
+    except MemoryError:
+        return _stop("dpgm: out of memory; ask for fewer or smaller things, then the same command goes on", FAILED)
 
 
 def _stop(message: str, code: int) -> int:

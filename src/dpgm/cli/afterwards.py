@@ -133,12 +133,12 @@ def sample_command(words: list[str]) -> int:
     if options.labels is not None:
         words = [v.strip() for v in options.labels.split(",")]
         number = {name: i for i, name in enumerate(model.schema.classes)}
-        if not all(w.isdigit() or w in number for w in words):
+        if not all(w.isdecimal() or w in number for w in words):
             raise SchemaError(f"--labels is '{options.labels}'; allowed are class numbers like 3,5 or class names")
         labels = np.resize(np.array([number[w] if w in number else int(w) for w in words]), options.n)
     out = options.out or options.folder / SAMPLES
     batch = model.sample(options.n, labels=labels, seed=options.seed)
-    artefact.save_samples(batch, model.schema, out)
+    out = artefact.save_samples(batch, model.schema, out)
     value = {"file": str(out), "n": len(batch), "guarantee": model.guarantee.to_json()}
     Screen(as_json=options.json).result(value, f"{len(batch)} records in {out}\n{model.guarantee.headline()}")
     return 0
@@ -148,7 +148,7 @@ def evaluate_command(words: list[str]) -> int:
     """Score the samples of a run."""
     about = "Train classifiers on the samples of a run and test them on real test records, which is not private."
     if words and not words[0].startswith("-") and (len(words) == 1 or words[1].startswith("-")):
-        words = [words[0], artefact.read_json(Path(words[0]) / RUN)["data"], *words[1:]]
+        words = [words[0], artefact.read_run(Path(words[0]))["data"], *words[1:]]
     options = parse("evaluate", _Evaluate, words, about=about)
     screen = Screen(as_json=options.json)
     model = artefact.load_model(options.folder)
@@ -172,6 +172,8 @@ def reference_command(words: list[str]) -> int:
     about = "Train the protocol's classifiers on public real records: what synthetic ones are compared with."
     options = parse("reference", _Reference, words, about=about)
     screen, data = Screen(as_json=options.json), options.data.open()
+    if options.samples < 2:
+        raise SchemaError(f"--samples is {options.samples}; allowed are 2 or more real records to learn from")
     if not is_public(data):
         raise PrivacyError(
             f"{data.name} is not known to be public, and a reference on real records is not private; use a named "

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import tyro
 
 from dpgm import artefact
-from dpgm.artefact import AUDIT, LEDGER, RUN, SAMPLES, TABLE, write_json
+from dpgm.artefact import AUDIT, LEDGER, SAMPLES, TABLE, write_json
 from dpgm.cli import afterwards
 from dpgm.cli.console import Screen
 from dpgm.cli.options import Data, Flat, parse, printable
@@ -57,7 +57,7 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
     """
     given = words
     folder = Path(words[0])
-    run = artefact.read_json(folder / RUN)
+    run = artefact.read_run(folder)
     if len(words) == 1 or words[1].startswith("-"):
         words = [words[0], run["data"], *words[1:]]
     options = parse("audit", _Folder, words, about="Attack what a finished run promises. It can refute, never confirm.")

@@ -66,10 +66,12 @@ class Data:
 
         schema: Any = None if self.schema is None else schema_from_json(read_json(self.schema))
         if is_table(self.data):
+            self._refuse("images", "image_size", "channels", "classes", "resize", "colour", "unlabelled", "labels")
             return self._open_table(schema)
+        self._refuse("tables", "test", "public")
         names: int | list[str] | None = None
         if self.classes is not None:
-            names = int(self.classes) if self.classes.isdigit() else [c.strip() for c in self.classes.split(",")]
+            names = int(self.classes) if self.classes.isdecimal() else [c.strip() for c in self.classes.split(",")]
         return open_data(
             self.data,
             data_dir=self.data_dir,
@@ -85,6 +87,10 @@ class Data:
             max_gib=self.max_gib,
             unlabelled=self.unlabelled,
         )
+
+    def _refuse(self, kind: str, *names: str) -> None:
+        if given := [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) not in (None, False)]:
+            raise SchemaError(f"{', '.join(given)} goes with {kind}; leave it out, as {self.data} holds none")
 
     def _open_table(self, schema: Any) -> Any:
         from dpgm.data.tables import TableSet

@@ -28,9 +28,9 @@ from dpgm.evaluation.utility import CLASSIFIERS
 from dpgm.methods import bounds
 from dpgm.methods.base import Method, Model, Note, Plan, Release, check_allowed, check_takes, privatise
 from dpgm.methods.fit import check_public
-from dpgm.methods.options import LabelMode
+from dpgm.methods.options import LabelMode, check_count, check_seed
 from dpgm.privacy.curator import Curator
-from dpgm.privacy.guarantee import Budget, PrivacyError
+from dpgm.privacy.guarantee import Budget, PrivacyError, large_delta
 from dpgm.privacy.ledger import Ledger
 from dpgm.schema import Rows, SchemaError, schema_from_json
 
@@ -100,8 +100,11 @@ def plan_command(words: list[str]) -> int:
     options, method = _parse("plan", PlanOptions, words, "What a run would promise and cost; no row is read.")
     schema = options.data.open().schema
     check_takes(method, schema)
-    plan = method.plan(schema, relation=RELATIONS[options.privacy.relation], budget=options.privacy.budget(schema))
-    guarantee = plan.guarantee()
+    budget = options.privacy.budget(schema)
+    plan = method.plan(schema, relation=RELATIONS[options.privacy.relation], budget=budget)
+    guarantee, screen = plan.guarantee(), Screen(as_json=options.json)
+    if warning := large_delta(budget.delta, schema.size):
+        screen.say(f"warning: {warning}")
     asks = [{"mechanism": m.cost(plan.relation).name, "times": n} for m, n in plan.items]
     if bounds.private_columns(schema):
         words_of_it = f"bounds ({options.privacy.bounds_share:.0%} of the budget; the rest is the method's)"
@@ -121,7 +124,7 @@ def plan_command(words: list[str]) -> int:
         *(f"{k}: {v:.6g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plan.details.items()),
         f"expected: about {plan.seconds:.0f} s and {plan.memory_mb:.0f} MB on two CPU cores, before evaluation",
     ]
-    Screen(as_json=options.json).result(value, "\n".join(lines))
+    screen.result(value, "\n".join(lines))
     return 0
 
 
@@ -156,6 +159,7 @@ def run_command(words: list[str]) -> int:
     about = "Read, plan, privatise once, train, sample, evaluate and report, all in one folder."
     options, method = _parse("run", Run, words, about)
     screen, out = Screen(as_json=options.json), options.output.out
+    check_count(options.samples, "--samples")
     job = _Job(method, options, screen, ["run", *words])
     model = job.fit(whole=True)
     with screen.stage("sample"):
@@ -207,12 +211,15 @@ class _Job:
             whole: the job goes on after the model, so a folder is finished only when it holds a report.
         """
         out, seed = self.options.output.out, self.options.output.seed
+        check_seed(seed)
         must_be_new(out, last=REPORT if whole else MODEL)
         schema: Any = self.data.schema
         check_takes(self.method, schema)
         check_public(self.method, self.data.name)
         privacy = self.options.privacy
         relation, budget = RELATIONS[privacy.relation], privacy.budget(schema)
+        if warning := large_delta(budget.delta, schema.size):
+            self.screen.say(f"warning: {warning}")
         plan = self.plan = self.method.plan(schema, relation=relation, budget=budget)
         check_allowed(plan.guarantee(), privacy.allow)
         self.screen.say(f"plan: {plan.guarantee().headline()}")
@@ -245,7 +252,7 @@ class _Job:
         out = self.options.output.out
         if not (out / RUN).exists() or not (out / MODEL).exists():
             return None
-        before = artefact.read_json(out / RUN)
+        before = artefact.read_run(out)
         if (before["config"], before["seed"]) != (self.method.to_json(), self.options.output.seed):
             return None
         for clock in ("seconds", "cpu_seconds"):

@@ -14,6 +14,7 @@ from dpgm.cli import afterwards
 from dpgm.cli.console import Screen, peak_memory_mb
 from dpgm.cli.options import Flat, Output, parse, printable, with_method
 from dpgm.methods.base import Model, Note, Release
+from dpgm.methods.options import check_count, check_seed
 from dpgm.schema import SchemaError
 
 DEFAULT_METHOD = "merf"
@@ -32,16 +33,18 @@ def train_command(words: list[str]) -> int:
     common, method = options.common, release.method.retrained(options.config)
     screen, out = Screen(as_json=common.json), common.output.out
     must_be_new(out)
+    check_count(common.samples, "--samples")
+    check_seed(common.output.seed)
+    home = source if source.is_dir() else source.parent
     release = dataclasses.replace(release, method=method)
     model, curve = train_release(release, common.output.seed, screen)
     artefact.save_model(model, out)
-    ledger = (source if source.is_dir() else source.parent) / LEDGER
+    ledger = home / LEDGER
     if ledger.exists():
         artefact.write_whole(out / LEDGER, lambda p: p.write_bytes(ledger.read_bytes()))
     with screen.stage("sample"):
         afterwards.draw(model, out, n=common.samples, seed=common.output.seed)
-    before = source.parent / RUN if source.is_file() else source / RUN
-    data = artefact.read_json(before)["data"] if before.exists() else ""
+    data = artefact.read_run(home)["data"] if (home / RUN).exists() else ""
     run = facts(model, data=data, seed=common.output.seed, command=["train", *words], screen=screen)
     write_json(out / TRAINING, curve)
     write_json(out / RUN, run)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dpgm.data.errors import DataError
-from dpgm.schema import ImageSchema, SchemaError
+from dpgm.schema import ImageSchema, SchemaError, class_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class Declared:
         if self.schema:
             return self.schema.classes
         if isinstance(self.classes, int):
-            return tuple(map(str, range(self.classes)))
+            with _as_data_error("classes"):
+                return class_names(self.classes)
         return None if self.classes is None else tuple(self.classes)
 
     def facts(self, name: str, hint: Mapping[str, str]) -> ImageSchema:

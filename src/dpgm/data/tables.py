@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -29,6 +30,7 @@ CHUNK = 50_000
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _EPOCH = date(1970, 1, 1).toordinal()
 _WHOLE = re.compile(r"^([+-]?\d+)\.0$")
+_SEPARATORS = {",": "commas", "\t": "tabs"}
 _TRUE, _FALSE = ("true", "1", "1.0", "yes", "t", "y"), ("false", "0", "0.0", "no", "f", "n")
 
 
@@ -61,8 +63,12 @@ class TableSet:
         for path in (self.path, self.test_path):
             if path is not None and not path.is_file():
                 raise DataError(f"{path} does not exist; give a file ending in {', '.join(SUFFIXES)}")
-            if path is not None and (absent := sorted(set(self.schema.names) - set(_header(path)))):
-                raise DataError(f"{path.name} has no column {absent}; correct the schema or the file's header")
+            if path is not None and (absent := sorted(set(self.schema.names) - set(_header(path, self.schema.names)))):
+                raise DataError(
+                    f"{path.name} has no column {absent}; correct the schema or the file's header, whose names are "
+                    f"separated by {_SEPARATORS[_separator(path)]}"
+                )
+        check_dtypes(self.schema)
 
     def __repr__(self) -> str:
         return f"TableSet({self.name}, {len(self.schema.columns)} columns)"
@@ -100,27 +106,53 @@ class TableSet:
         return np.array([int.from_bytes(d, "big") < bound for d in digest], dtype=bool)
 
 
-def _header(path: Path) -> list[str]:
+def _header(path: Path, wanted: tuple[str, ...] | None = None) -> list[str]:
+    """Names of the columns; those that are wanted (all, by default) may stand there only once."""
     pd = _pandas()
-    if path.suffix == ".parquet":
-        return list(_parquet(path).schema_arrow.names)
-    return list(pd.read_csv(path, nrows=0, sep=_separator(path)).columns)
+    try:
+        if path.suffix == ".parquet":
+            names = list(_parquet(path).schema_arrow.names)
+        else:
+            options: dict[str, Any] = {"sep": _separator(path), "dtype": str, "na_filter": False, "header": None}
+            names = [str(v).removeprefix("\ufeff") for v in pd.read_csv(path, nrows=1, **options).iloc[0]]
+    except DataError:
+        raise
+    except Exception as error:  # gzip, parquet and pandas each have their own kinds
+        raise DataError(
+            f"{path.name} has no readable header ({type(error).__name__}); it may be empty, damaged, cut short or not "
+            "UTF-8; copy it again or write it anew"
+        ) from error
+    if twice := sorted({n for n in names if names.count(n) > 1 and (wanted is None or n in wanted)}):
+        raise DataError(f"{path.name} has several columns {twice}; which is meant is not clear: rename all but one")
+    return names
 
 
 def _chunks(path: Path, names: tuple[str, ...]) -> Iterator[pd.DataFrame]:
     """The file as texts (csv) or as it is typed (parquet), piece by piece."""
-    if path.suffix == ".parquet":
-        for batch in _parquet(path).iter_batches(batch_size=CHUNK, columns=list(names)):
-            yield batch.to_pandas()
-        return
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_filter": False, "chunksize": CHUNK}
     try:
-        with _pandas().read_csv(path, sep=_separator(path), usecols=list(names), **options) as reader:
-            yield from reader
-    except ValueError:  # of several kinds; what they say holds bytes and line numbers of records
+        if path.suffix == ".parquet":
+            for batch in _parquet(path).iter_batches(batch_size=CHUNK, columns=list(names)):
+                yield batch.to_pandas()
+            return
+        # All columns, as a line with too many fields is found only so; never an index, which one line could bring about
+        options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_filter": False, "index_col": False}
+        with _pandas().read_csv(path, sep=_separator(path), chunksize=CHUNK, **options) as reader:
+            while (frame := _next(reader)) is not None:
+                yield frame[list(names)]
+    except (DataError, MemoryError):
+        raise
+    except Exception:  # of several kinds; what they say holds bytes and line numbers of records
         raise DataError(
-            f"{path.name} has a line that is no record, or a text that is not UTF-8; write the file again"
+            f"{path.name} is damaged or cut short, or has a line that is no record, or a text that is not UTF-8; "
+            "write the file again"
         ) from None
+
+
+def _next(reader: Any) -> pd.DataFrame | None:
+    """The next piece; a first line with too many fields, of which pandas only warns, is an error like any other."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", _pandas().errors.ParserWarning)
+        return next(reader, None)
 
 
 def _separator(path: Path) -> str:
@@ -155,6 +187,8 @@ def to_numbers(frame: pd.DataFrame, schema: TableSchema) -> Table:
     """
     if absent := sorted(set(schema.names) - set(map(str, frame.columns))):
         raise DataError(f"the table has no column {absent}; correct the schema or the frame")
+    if twice := sorted({str(n) for n in frame.columns[frame.columns.duplicated()]} & set(schema.names)):
+        raise DataError(f"the table has several columns {twice}; which is meant is not clear: rename all but one")
     out = np.empty((len(frame), len(schema.columns)))
     for j, column in enumerate(schema.columns):
         out[:, j] = _numbers(frame[column.name], column, schema.missing_marks)
@@ -238,6 +272,26 @@ def to_frame(table: Table, schema: TableSchema) -> pd.DataFrame:
     """Numbers as a frame: the schema's columns in its order, dtypes as declared, missing values as pandas has them."""
     pd = _pandas()
     return pd.DataFrame({c.name: _series(table[:, j], c) for j, c in enumerate(schema.columns)})
+
+
+def check_dtypes(schema: TableSchema) -> None:
+    """Raise unless each dtype can hold what its column declares: synthetic records will be of it.
+
+    Raises:
+        DataError: pandas has no such dtype, or it is too narrow, or it knows no missing values.
+    """
+    for c in schema.columns:
+        ends = c.bounds if not c.private_bounds else (0.0, 1.0)
+        x = np.array([*(range(len(c.values)) if c.values else ends), *([np.nan] if c.missing else [])], float)
+        try:
+            series = _series(x, c)
+            if c.kind == "integer" and (series.dropna().to_numpy(np.float64) != x[~np.isnan(x)]).any():
+                raise OverflowError
+        except Exception as error:  # numpy and pandas refuse in many ways
+            raise DataError(
+                f"column '{c.name}' has the dtype '{c.dtype}', which cannot hold what the column declares; name a "
+                "pandas dtype that can (Int64 for whole numbers that may be missing), or leave dtype out"
+            ) from error
 
 
 def _series(x: NDArray[np.float64], column: Column) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from dpgm.evaluation.grid import data_uri, png, sample_grid
 from dpgm.privacy.guarantee import Evidence
+from dpgm.schema import SchemaError
 
 Json: TypeAlias = dict[str, Any]
 
@@ -22,7 +24,7 @@ _ABSOLUTE = re.compile(rf"""(^|[\s="'(,:\[])(?:~|[A-Za-z]:)?(?![/\\]{{2}})[/\\](
 _ROWS, _WIDTH = 20, 900
 
 
-class ReportError(ValueError):
+class ReportError(SchemaError):
     """A run folder from which no report can be made."""
 
 
@@ -129,7 +131,11 @@ def _grid(path: Path, run: Json) -> tuple[str, tuple[str, ...]]:
     names = tuple(str(c) for c in classes) if isinstance(classes, list) else ()
     samples = path / "samples.npz"
     if samples.is_file():
-        with np.load(samples, allow_pickle=False) as held:
+        try:
+            held = np.load(samples, allow_pickle=False)
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise ReportError(f"{samples.name} is damaged ({error}); draw again: dpgm sample {path.name}") from error
+        with held:
             if {"images", "labels"} <= set(held.files):
                 images, labels = held["images"], held["labels"]
                 shown = list(range(len(names))) if names else sorted(set(labels.tolist()))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from dpgm.artefact import METRICS, RUN, read_json
+from dpgm.artefact import METRICS, read_json, read_run
 from dpgm.evaluation.utility import summarise
 from dpgm.schema import SchemaError
 
@@ -34,7 +34,7 @@ def over_seeds(folders: Sequence[Path]) -> Json:
     """
     if not folders:
         raise SchemaError("there are no run folders; give at least one, better five: dpgm seeds run0 run1 ... run4")
-    runs = [read_json(folder / RUN) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
     first = runs[0]
     for folder, run in zip(folders, runs, strict=True):
         if different := [k for k in _SAME if run.get(k) != first.get(k)] + _other_promise(run, first):

@@ -92,6 +92,7 @@ class AIM(Method):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.first > 0 and self.choice > 0 and self.first + self.choice < 1):
             raise PrivacyError(f"shares are {self.first} and {self.choice}; allowed are two above 0 with a sum below 1")
         if self.rounds < 0 or min(self.units, self.together, self.steps, self.round_steps, self.largest) < 1:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dpgm.methods.options import parse, to_plain
+from dpgm.methods.options import check_count, check_option, check_seed, parse, to_plain
 from dpgm.privacy import accountant
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, Guarantee, PrivacyError, Relation, Source
@@ -174,6 +174,12 @@ class Method(ABC):
     free: ClassVar[frozenset[str]] = frozenset()
     """Names of the options that only training reads: they may change when a release is trained on again."""
 
+    def __post_init__(self) -> None:
+        """Refuse options of another type, and numbers below 0 or not finite, before anything is planned with them."""
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            check_option(getattr(self, f.name), hints[f.name], f"{self.name}.{f.name}")
+
     @abstractmethod
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """Everything that will be asked, calibrated to the budget, before any row is read."""
@@ -282,8 +288,8 @@ class Model(ABC):
         Raises:
             SchemaError: labels of another length or outside the classes.
         """
-        if n < 0:
-            raise SchemaError(f"n is {n}; allowed is 0 or more")
+        check_count(n, "n")
+        check_seed(seed if seed is not None else 0)
         k = self.schema.n_classes
         chosen = np.arange(n) % k if labels is None else np.asarray(labels)
         if chosen.shape != (n,):
@@ -360,6 +366,7 @@ def privatise(
             f"ledger under '{curator.ledger.relation.value}'; plan again for these"
         )
     check_allowed(plan.guarantee(), allow)
+    check_seed(seed)
     used = curator.reserve("fit", plan.items)
     talk = method.talk(plan, rng=np.random.default_rng(seed), resume=Resume(used=used, state=state))
     answer: Any = None
@@ -387,13 +394,3 @@ def check_takes(method: Method, schema: Any) -> None:
         given, taken = words.get(type(schema).__name__), [words.get(t.__name__, t.__name__) for t in method.takes]
         hint = "; use --method slicing" if given == "tables" else ""
         raise SchemaError(f"method '{method.name}' takes {' and '.join(taken)}; these records are {given}{hint}")
-
-
-def require_images(schema: Schema, *sizes: int) -> ImageSchema:
-    """The schema, if it describes square images of one of `sizes` (any size where none is given)."""
-    if sizes and (schema.height != schema.width or schema.height not in sizes):
-        raise SchemaError(
-            f"images are {schema.height} x {schema.width}; this method takes squares of "
-            f"{', '.join(map(str, sizes))} pixels; give --resize {min(sizes, key=lambda s: abs(s - schema.height))}"
-        )
-    return schema

@@ -72,6 +72,7 @@ class Embedding(Method):
     free: ClassVar[frozenset[str]] = frozenset({"steps", "batch", "lr", "loss", "shrink", "temperature", "movement"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sampling(temperature=self.temperature, movement=self.movement)
 
     @abstractmethod

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Sequence
+from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +14,12 @@ from numpy.typing import NDArray
 
 from dpgm.methods import bounds
 from dpgm.methods.base import Method, Model, OnNote, check_takes, privatise
+from dpgm.methods.options import check_seed
 from dpgm.privacy.curator import Curator
-from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
+from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, large_delta
 from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.mechanism import Reader
-from dpgm.schema import AnySchema, ImageSchema, Rows, SchemaError, TableSchema, default_delta
+from dpgm.schema import AnySchema, ImageSchema, Rows, SchemaError, TableSchema, class_names, default_delta
 
 
 def fit(
@@ -62,6 +66,8 @@ def fit(
         SchemaError: data or options that do not fit; the message says what is allowed.
         PrivacyError: a plan that is refused.
     """
+    _check_words(method, schema, relation)
+    check_seed(seed)
     reader, facts = _opened(x, y, schema=schema, classes=classes, size=size)
     if delta is None:
         if facts.size is None:
@@ -74,6 +80,8 @@ def fit(
     if isinstance(x, str | Path):
         check_public(method, Path(x).name)
     budget = Budget(epsilon=epsilon, delta=delta)
+    if warning := large_delta(delta, facts.size):
+        warnings.warn(warning, stacklevel=2)
     with Ledger(None if ledger is None else Path(ledger), relation=relation, cap=budget) as book:
         if bounds.private_columns(facts):
             wide = Curator(reader, schema=facts, ledger=book)
@@ -100,10 +108,36 @@ def check_public(method: Method, private: str) -> None:
             )
 
 
+def _check_words(method: Any, schema: Any, relation: Any) -> None:
+    """Raise where an argument is of another kind than is meant; such slips would show as far-off errors."""
+    if not isinstance(method, Method):
+        raise SchemaError(f"the method is {method!r}; give an instance of one, e.g. dpgm.DPMERF()")
+    if schema is not None and not isinstance(schema, ImageSchema | TableSchema):
+        raise SchemaError(f"the schema is a {type(schema).__name__}; give an ImageSchema or a TableSchema")
+    if not isinstance(relation, Relation):
+        raise SchemaError(f"the relation is {relation!r}; allowed are Relation.ADD_REMOVE and Relation.REPLACE")
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        return index(value)
+    except TypeError as error:
+        raise SchemaError(f"{name} is {value!r}; allowed is a whole number") from error
+
+
 def _opened(
     x: Any, y: Any, *, schema: AnySchema | None, classes: int | Sequence[str] | None, size: int | None
 ) -> tuple[Reader, Any]:
     """What reads the rows, and their public facts."""
+    size = None if size is None else _whole(size, "size")
+    if schema is not None and classes is not None:
+        raise SchemaError("the schema declares the classes already; leave classes out")
+    if isinstance(classes, str):
+        raise SchemaError(f"classes is the text {classes!r}; give their number, or several names in a list")
+    if classes is not None and not hasattr(classes, "__len__"):
+        classes = _whole(classes, "classes")
+    if schema is not None and size is not None:
+        schema = dataclasses.replace(schema, size=size)
     if isinstance(x, str | Path):
         data = _source(x, y, schema, classes, size)
         return data.train, data.schema
@@ -117,7 +151,7 @@ def _opened(
                 "the classes are not declared; pass classes=10 (or their names), or a schema: taking them from private "
                 "labels would publish which classes occur"
             )
-        names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+        names = class_names(classes) if isinstance(classes, int) else tuple(map(str, classes))
         height, width, channels = images.shape[1:]
         schema = ImageSchema(height=height, width=width, channels=channels, classes=names, size=size)
     rows = _labelled(images, y)
@@ -141,7 +175,7 @@ def _source(
 
 def _table(frame: Any, y: Any, schema: AnySchema | None) -> Rows:
     """A private frame as rows of numbers."""
-    from dpgm.data.tables import to_numbers
+    from dpgm.data.tables import check_dtypes, to_numbers
 
     if not isinstance(schema, TableSchema):
         raise SchemaError(
@@ -150,22 +184,38 @@ def _table(frame: Any, y: Any, schema: AnySchema | None) -> Rows:
         )
     if y is not None or not hasattr(frame, "columns"):
         raise SchemaError("pass a pandas frame and no y: the label is a column of the frame, named by schema.label")
+    check_dtypes(schema)
     return Rows(table=to_numbers(frame, schema))
 
 
 def _labelled(images: NDArray[np.uint8], y: Any) -> Rows:
     """Private images with labels as rows."""
-    labels = np.asarray(y)
+    if y is None:
+        raise SchemaError("labels are missing; pass y, one whole number for each image")
+    labels = _array(y, "labels")
     if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
-        raise SchemaError(f"labels are {labels.dtype} of shape {labels.shape}; allowed are whole numbers, one a record")
+        raise SchemaError(
+            f"labels are {labels.dtype} with {labels.ndim} axes; allowed are whole numbers with one axis, one a record"
+        )
     if len(labels) != len(images):
         raise SchemaError("images and labels differ in number; give one label for each image")
     return Rows(image=images, label=labels.astype(np.int64))
 
 
+def _array(values: Any, name: str) -> NDArray[Any]:
+    """Arrays, tensors and lists as an array; numpy's own messages would tell how many records there are."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError):
+        raise SchemaError(f"{name} are no array of numbers of one shape; pass a numpy array") from None
+
+
 def _images(x: Any) -> NDArray[np.uint8]:
     """Private images as uint8 [n, h, w, c]; messages name shapes and types only."""
-    array = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    array = _array(x, "images")
     if hasattr(x, "detach") and array.ndim == 4 and array.shape[1] in (1, 3):
         array = array.transpose(0, 2, 3, 1)  # torch's order of axes
     if array.ndim == 3:

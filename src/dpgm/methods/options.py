@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from dpgm.privacy.mechanism import Json
-from dpgm.schema import SchemaError
+from dpgm.schema import ImageSchema, Schema, SchemaError
 
 LabelMode: TypeAlias = Literal["filter", "soft", "relabel"]
 """What a labeller does with samples; see `dpgm.methods.labelled.Labelled`."""
@@ -71,3 +74,32 @@ def parse(value: Json, hint: Any, where: str) -> Any:
         if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
             return value
     raise SchemaError(f"{where} is {value!r}; allowed is {getattr(hint, '__name__', hint)}")
+
+
+def check_option(value: Any, hint: Any, where: str) -> None:
+    """Raise unless an option is of its type and, where it is a number, finite and not below 0."""
+    parse(value, hint, where)
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
+        raise SchemaError(f"{where} is {value}; allowed is a finite number, 0 or more")
+
+
+def check_seed(seed: int) -> None:
+    """Raise unless every generator takes the seed."""
+    if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**63):
+        raise SchemaError(f"the seed is {seed!r}; allowed is a whole number from 0 to 2^63 - 1")
+
+
+def check_count(n: int, name: str) -> None:
+    """Raise unless so many records can be asked for."""
+    if not (isinstance(n, int | np.integer) and n >= 0):
+        raise SchemaError(f"{name} is {n!r}; allowed is a whole number, 0 or more")
+
+
+def require_images(schema: Schema, *sizes: int) -> ImageSchema:
+    """The schema, if it describes square images of one of `sizes` (any size where none is given)."""
+    if sizes and (schema.height != schema.width or schema.height not in sizes):
+        raise SchemaError(
+            f"images are {schema.height} x {schema.width}; this method takes squares of "
+            f"{', '.join(map(str, sizes))} pixels; give --resize {min(sizes, key=lambda s: abs(s - schema.height))}"
+        )
+    return schema

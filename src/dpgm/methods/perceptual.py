@@ -86,6 +86,10 @@ class DPMEPF(Embedding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.angles < 1 or self.waves == 0:
+            raise SchemaError(
+                f"angles is {self.angles}, waves {self.waves}; allowed is 1 or more (or no waves, the default)"
+            )
         kinds = public.split(self.features)
         if self.weights is not None and len(self.weights) != len(kinds):
             raise SchemaError(f"--weights are {self.weights}; give one for each of the features '{self.features}'")

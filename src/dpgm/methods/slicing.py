@@ -93,6 +93,9 @@ class Slicing(Method):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.share < 1:
+            raise PrivacyError(f"share is {self.share}; allowed is a part of the budget above 0 and below 1, e.g. 0.15")
         if self.shuffled and self.mode != "full-rank":
             raise PrivacyError(f"mode '{self.mode}' has no shuffled form; it goes with --mode full-rank")
         if self.loss == "moments" and self.mode != "full-rank":

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from numbers import Real
 from typing import Any
 
 
@@ -81,10 +82,23 @@ class Budget:
     delta: float
 
     def __post_init__(self) -> None:
+        for name, value in (("epsilon", self.epsilon), ("delta", self.delta)):
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise PrivacyError(f"{name} is {value!r}; allowed is a number")
         if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
             raise PrivacyError(f"epsilon is {self.epsilon}; allowed is a finite number above 0, usually 0.1 to 10")
         if not 0 <= self.delta < 1:
             raise PrivacyError(f"delta is {self.delta}; allowed is 0 (pure) or a number far below 1/records, e.g. 1e-5")
+
+
+def large_delta(delta: float, size: int | None) -> str:
+    """A warning, where delta is so large that the promise is next to none; else ""."""
+    if size is None or delta * size < 1:
+        return ""
+    return (
+        f"delta {delta:g} is not below 1/{size:,}: it would allow publishing a record at random; give a smaller "
+        "delta, or leave it out"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

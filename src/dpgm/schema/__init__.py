@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from dpgm.schema.image import ImageSchema
+from dpgm.schema.image import ImageSchema, class_names
 from dpgm.schema.rows import Rows, SchemaError, default_delta
 from dpgm.schema.table import Column, TableSchema
 
@@ -21,6 +21,7 @@ __all__ = [
     "Schema",
     "SchemaError",
     "TableSchema",
+    "class_names",
     "default_delta",
     "schema_from_json",
 ]
@@ -30,8 +31,12 @@ Schema: TypeAlias = ImageSchema
 AnySchema: TypeAlias = ImageSchema | TableSchema
 
 
-def schema_from_json(value: Mapping[str, Any]) -> AnySchema:
+def schema_from_json(value: Any) -> AnySchema:
     """Read back what either schema's `to_json` wrote; without a "kind", columns tell a table."""
+    if not isinstance(value, Mapping):
+        raise SchemaError(
+            f"the schema is a {type(value).__name__}; write a JSON object that describes images or a table"
+        )
     kinds = {"image": ImageSchema, "table": TableSchema}
     kind = value.get("kind", "table" if "columns" in value else "image")
     if kind not in kinds:

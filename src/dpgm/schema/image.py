@@ -10,7 +10,30 @@ from typing import Any
 
 import numpy as np
 
-from dpgm.schema.rows import Rows, SchemaError
+from dpgm.schema.plain import Kinds, entries, texts
+from dpgm.schema.rows import Rows, SchemaError, check_size
+
+_KINDS: Kinds = {
+    "kind": (str,),
+    "height": (int,),
+    "width": (int,),
+    "channels": (int,),
+    "classes": (list,),
+    "size": (int, type(None)),
+}
+MOST_CLASSES = 10_000
+"""More classes than this are a slip of the pen, and their names alone would fill the memory."""
+
+
+def class_names(number: int) -> tuple[str, ...]:
+    """Names "0", "1", ... of classes that are only counted.
+
+    Raises:
+        SchemaError: none, or more than `MOST_CLASSES`.
+    """
+    if not 1 <= number <= MOST_CLASSES:
+        raise SchemaError(f"the number of classes is {number}; allowed is 1 to {MOST_CLASSES:,}, or give their names")
+    return tuple(map(str, range(number)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +62,9 @@ class ImageSchema:
                 raise SchemaError(f"{name} is {value}; allowed is 1 to 1024 pixels; give --resize for larger images")
         if self.channels not in (1, 3):
             raise SchemaError(f"channels is {self.channels}; allowed is 1 (grey) or 3 (colour)")
-        if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise SchemaError(f"classes is {self.classes!r}; give at least one name, each of them once")
-        if self.size is not None and self.size < 2:
-            raise SchemaError(f"declared size is {self.size}; allowed is 2 or more records")
+        if not self.classes or "" in self.classes or len(set(self.classes)) != len(self.classes):
+            raise SchemaError(f"classes is {self.classes!r}; give at least one name, none empty, each of them once")
+        check_size(self.size)
 
     @property
     def n_classes(self) -> int:
@@ -61,13 +83,11 @@ class ImageSchema:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> ImageSchema:
         """Read back what `to_json` wrote; unknown keys are refused."""
-        known = {f.name for f in dataclasses.fields(ImageSchema)} | {"kind"}
-        if unknown := sorted(set(value) - known):
-            raise SchemaError(f"unknown keys {unknown} in the schema; allowed are {sorted(known)}")
-        if missing := sorted(known - set(value) - {"kind", "size"}):
+        found = entries(value, _KINDS, "the schema")
+        if missing := sorted(set(_KINDS) - set(found) - {"kind", "size"}):
             raise SchemaError(f"the schema lacks {missing}; write them, e.g. {json.dumps({k: '...' for k in missing})}")
-        fields = {k: v for k, v in value.items() if k != "kind"}
-        return ImageSchema(**{**fields, "classes": tuple(map(str, fields["classes"]))})
+        fields = {k: v for k, v in found.items() if k != "kind"}
+        return ImageSchema(**{**fields, "classes": texts(fields["classes"], "'classes'")})
 
     def check(self, rows: Rows) -> None:
         """Raise `SchemaError` unless `rows` fit: `image` uint8 [n, h, w, c], `label` int64 [n] within the classes."""

@@ -13,6 +13,12 @@ class SchemaError(ValueError):
     """Data or configuration that does not fit the declared public facts."""
 
 
+def check_size(size: Any) -> None:
+    """Raise unless so many records can be declared; None declares none."""
+    if size is not None and not (isinstance(size, int) and size >= 2):
+        raise SchemaError(f"declared size is {size!r}; allowed is 2 or more records, a whole number")
+
+
 def default_delta(size: int) -> float:
     """1/size rounded down to a power of ten: the largest delta this tool chooses by itself."""
     return 10.0 ** -math.ceil(math.log10(size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dpgm.schema.rows import Rows, SchemaError
+from dpgm.schema.plain import Kinds, entries, texts
+from dpgm.schema.rows import Rows, SchemaError, check_size
 
 Kind: TypeAlias = Literal["category", "integer", "number", "date", "boolean"]
 Table: TypeAlias = NDArray[np.float64]
@@ -22,6 +23,26 @@ Table: TypeAlias = NDArray[np.float64]
 _EPOCH = date(1970, 1, 1).toordinal()
 WIDEST = 2.0**50
 """No number of a table may lie further from 0, where nothing else is declared."""
+_NONE = type(None)
+_KINDS: Kinds = {
+    "kind": (str,),
+    "columns": (list,),
+    "label": (str, _NONE),
+    "missing_marks": (list,),
+    "size": (int, _NONE),
+    "ordered": (list,),
+}
+_COLUMN_KINDS: Kinds = {
+    "name": (str,),
+    "kind": (str,),
+    "values": (list,),
+    "low": (float, str, _NONE),
+    "high": (float, str, _NONE),
+    "decimals": (int, _NONE),
+    "missing": (bool,),
+    "private_bounds": (bool,),
+    "dtype": (str,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +166,7 @@ class TableSchema:
                 raise SchemaError(f"the label '{self.label}' must be a category or boolean that is never missing")
         if not self.missing_marks and any(c.missing for c in self.columns):
             raise SchemaError("values may be missing, but missing_marks is empty; give at least one text, e.g. ''")
-        if self.size is not None and self.size < 2:
-            raise SchemaError(f"declared size is {self.size}; allowed is 2 or more records")
+        check_size(self.size)
         for pair in self.ordered:
             if len(pair) != 2 or not set(pair) <= set(names) or pair[0] == pair[1]:
                 raise SchemaError(f"ordered has {list(pair)}; write pairs of two of the columns, the smaller one first")
@@ -201,17 +221,16 @@ class TableSchema:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> TableSchema:
         """Read back what `to_json` wrote, or what a person did; unknown keys are refused."""
-        known = {f.name for f in dataclasses.fields(TableSchema)} | {"kind"}
-        if unknown := sorted(set(value) - known):
-            raise SchemaError(f"unknown keys {unknown} in the schema; allowed are {sorted(known)}")
-        columns = value.get("columns")
-        if not isinstance(columns, list):
+        found = entries(value, _KINDS, "the schema")
+        if "columns" not in found:
             raise SchemaError('the schema lacks "columns"; write a list like [{"name": "age", "kind": "integer", ...}]')
-        fields = {k: v for k, v in value.items() if k not in ("kind", "columns")}
+        fields = {k: v for k, v in found.items() if k not in ("kind", "columns")}
         if "missing_marks" in fields:
-            fields["missing_marks"] = tuple(map(str, fields["missing_marks"]))
+            fields["missing_marks"] = texts(fields["missing_marks"], "'missing_marks'")
+        if bad := [pair for pair in fields.get("ordered", ()) if not isinstance(pair, list)]:
+            raise SchemaError(f"ordered has {bad[0]!r}; write pairs of two of the columns, the smaller one first")
         fields["ordered"] = tuple(tuple(map(str, pair)) for pair in fields.get("ordered", ()))
-        return TableSchema(columns=tuple(map(_column, columns)), **fields)
+        return TableSchema(columns=tuple(map(_column, found["columns"])), **fields)
 
     def disordered(self, table: Table) -> NDArray[np.bool_]:
         """Which records [n] break an order."""
@@ -254,18 +273,9 @@ class TableSchema:
 
 
 def _column(value: Any) -> Column:
-    if not isinstance(value, Mapping):
-        raise SchemaError(f"a column is {value!r}; write an object with name and kind")
-    fields = {str(k): v for k, v in value.items()}
-    known = {f.name for f in dataclasses.fields(Column)}
-    if unknown := sorted(set(fields) - known):
-        raise SchemaError(f"column {fields.get('name')!r} has unknown keys {unknown}; allowed are {sorted(known)}")
+    name = value.get("name") if isinstance(value, Mapping) else None
+    where = f"column {name!r}" if isinstance(name, str) else "a column"
+    fields = entries(value, _COLUMN_KINDS, where)
     if missing := sorted({"name", "kind"} - set(fields)):
-        raise SchemaError(f"column {fields.get('name')!r} lacks {missing}")
-    values: Sequence[Any] = fields.get("values", ())
-    return Column(**{**fields, "values": tuple(map(_text, values))})
-
-
-def _text(value: Any) -> str:
-    """A category as files write it: JSON's true and false, whole numbers and texts alike."""
-    return str(value)
+        raise SchemaError(f"{where} lacks {missing}")
+    return Column(**{**fields, "values": texts(fields.get("values", []), f"{where}, 'values',")})

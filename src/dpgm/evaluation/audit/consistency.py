@@ -53,7 +53,7 @@ def check_folder(folder: Path) -> list[Check]:
     Raises:
         SchemaError: it holds no run.json.
     """
-    run = artefact.read_json(folder / artefact.RUN)
+    run = artefact.read_run(folder)
     checks: list[Check] = []
     facts: dict[str, Any] = {"run": run, "folder": folder}
     for name, ask in _QUESTIONS.items():
