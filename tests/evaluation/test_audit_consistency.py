@@ -64,6 +64,11 @@ def test_run_json_that_promises_more_is_found_out(folder: Path):
     assert failed(folder) == ["run.json promises what the ledger supports"]
 
 
+def test_an_assumption_that_was_left_out_is_found_out(folder: Path):
+    edit(folder / "run.json", lambda v: v["guarantee"].update(assumptions=[]))
+    assert failed(folder) == ["run.json promises what the ledger supports"]
+
+
 def test_an_edited_ledger_is_found_out(folder: Path):
     path = folder / "ledger.jsonl"
     path.write_text(path.read_text("utf-8").replace('"count": 1', '"count": 2', 1), "utf-8")

@@ -179,6 +179,9 @@ def _same(stated: Guarantee, facts: dict[str, Any], where: str) -> None:
         weakest = min(weakest, Evidence.UNSUPPORTED)
     for fault in _differences(stated, total, opened["delta"], facts["relation"], weakest):
         raise _Fault(f"{where} {fault}")
+    needed = dict.fromkeys(a for c, _ in costs for a in c.assumptions)
+    if left_out := [a for a in needed if a not in stated.assumptions]:
+        raise _Fault(f"{where} leaves out what the ledger assumes: {'; '.join(left_out)}")
 
 
 def _differences(stated: Guarantee, total: float, delta: float, relation: Relation, weakest: Evidence) -> Iterator[str]:
