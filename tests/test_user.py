@@ -208,7 +208,14 @@ def test_no_method_takes_numbers_below_0_or_of_another_type(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("slicing", {"share": 0.0}), ("slicing", {"share": 7.0}), ("mepf", {"angles": 0}), ("mepf", {"waves": 0})],
+    [
+        ("slicing", {"share": 0.0}),
+        ("slicing", {"share": 7.0}),
+        ("mepf", {"angles": 0}),
+        ("mepf", {"waves": 0}),
+        ("merf", {"batch": 0}),
+        ("labeller", {"clip_norm": 0.0}),
+    ],
 )
 def test_zeros_that_leave_nothing_to_ask_are_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises((SchemaError, PrivacyError), match="allowed is"):
@@ -305,3 +312,34 @@ def test_sample_names_the_file_that_it_wrote(tmp_path: Path, capsys: pytest.Capt
 
 def schema() -> TableSchema:
     return TableSchema.from_json(FACTS)
+
+
+def test_a_run_does_not_go_on_with_other_records(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    np.savez(tmp_path / "other.npz", images=IMAGES, labels=LABELS)
+    cut = tmp_path / "cut"
+    shutil.copytree(done, cut)
+    for name in ("model.safetensors", "run.json", "report.html"):  # as if it had been killed after the release
+        (cut / name).unlink()
+    other = [str(tmp_path / "other.npz"), "--image-size", "8", "--channels", "1", "--classes", "10", "--size", "1500"]
+    assert main(["run", *other, *RUN[2:], "--delta", "1e-4", "--out", str(cut)]) == 4
+    assert "data was 'digits', is 'other.npz'" in capsys.readouterr().err
+    assert main([*RUN, "--out", str(cut)]) == 0
+
+
+def test_a_ledger_keeps_whose_account_it_is(tmp_path: Path) -> None:
+    from dpgm.privacy.guarantee import Budget, Relation
+    from dpgm.privacy.ledger import Ledger
+
+    terms: dict[str, Any] = {"relation": Relation.ADD_REMOVE, "cap": Budget(epsilon=1.0, delta=0.0)}
+    with Ledger(tmp_path / "ledger.jsonl", **terms) as ledger:
+        ledger.describe({"data": "a", "schema": {"classes": ["x"]}})
+        ledger.describe({"data": "a", "schema": {"classes": ["x"]}})
+    with Ledger(tmp_path / "ledger.jsonl", **terms) as ledger:
+        for facts in ({"data": "b", "schema": {"classes": ["x"]}}, {"data": "a", "schema": {"classes": ["y"]}}):
+            with pytest.raises(PrivacyError, match="the account of other records"):
+                ledger.describe(facts)
+    assert len(ledger.entries) == 2

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dpgm.data import DataError
-from dpgm.data.tables import TableSet, draft_schema, is_table, to_frame, to_numbers, write_csv
+from dpgm.data.drafts import draft_schema
+from dpgm.data.tables import TableSet, is_table, to_frame, to_numbers, write_csv
 from dpgm.schema import Column, ImageSchema, Rows, SchemaError, TableSchema, schema_from_json
 
 pd = pytest.importorskip("pandas")

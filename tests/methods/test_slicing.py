@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 import dpgm
 from dpgm.artefact import load_samples, load_table, save_samples
 from dpgm.mechanisms.tables import TableVectors
-from dpgm.methods.base import Note, Plan, Release, check_takes, privatise
+from dpgm.methods.base import Note, Plan, Release, privatise
 from dpgm.methods.embedding import DPMERF
+from dpgm.methods.options import check_takes
 from dpgm.methods.slicing import Slicing
 from dpgm.methods.table_moments import moments
 from dpgm.methods.tabular import fine_cells, join_cells

@@ -26,9 +26,9 @@ from dpgm.cli.options import RELATIONS, Data, Flat, Output, Privacy, method_name
 from dpgm.cli.training import DEFAULT_METHOD, facts, must_be_new, train_release
 from dpgm.evaluation.utility import CLASSIFIERS
 from dpgm.methods import bounds
-from dpgm.methods.base import Method, Model, Note, Plan, Release, check_allowed, check_takes, privatise
+from dpgm.methods.base import Method, Model, Note, Plan, Release, check_allowed, privatise
 from dpgm.methods.fit import check_public
-from dpgm.methods.options import LabelMode, check_count, check_seed
+from dpgm.methods.options import LabelMode, check_count, check_seed, check_takes
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, large_delta
 from dpgm.privacy.ledger import Ledger
@@ -225,6 +225,7 @@ class _Job:
         self.screen.say(f"plan: {plan.guarantee().headline()}")
         out.mkdir(parents=True, exist_ok=True)
         with Ledger(out / LEDGER, relation=relation, cap=budget) as ledger:
+            ledger.describe(self.data.facts())
             if bounds.private_columns(schema):
                 schema, plan = self._bounded(ledger, budget)
             curator = Curator(self._reader, schema=schema, ledger=ledger)

@@ -45,7 +45,7 @@ def schema_command(words: list[str]) -> int:
     """Draft a schema from a public file."""
     import dataclasses
 
-    from dpgm.data.tables import draft_schema
+    from dpgm.data.drafts import draft_schema
 
     options = parse("schema", _Schema, words, about="Draft the public facts of a table from a public file.")
     if not options.from_public:

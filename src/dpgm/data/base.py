@@ -126,6 +126,11 @@ class DataSet:
     def __repr__(self) -> str:
         return f"DataSet({self.name!r}, {self.schema}, has_test={self.has_test})"
 
+    def facts(self) -> dict[str, Any]:
+        """Public facts that tell these records from others, as plain JSON values."""
+        held_out = None if self.split is None else self.split.fraction
+        return {"data": self.name, "held out": held_out, "schema": self.schema.to_json()}
+
     @property
     def has_test(self) -> bool:
         """Whether there are held-out records."""

@@ -1,4 +1,4 @@
-"""Tables: read in chunks as the schema declares them, to numbers and back; drafts of a schema from a public file.
+"""Tables: read in chunks as the schema declares them, to numbers and back.
 
 Needs pandas (extra `tables`). Nothing is inferred from the rows: a value outside the bounds is moved to the nearest
 one, a text that is no declared category counts as missing where the column allows that, and is an error elsewhere.
@@ -7,9 +7,9 @@ one, a text that is no declared category counts as missing where the column allo
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -63,7 +63,7 @@ class TableSet:
         for path in (self.path, self.test_path):
             if path is not None and not path.is_file():
                 raise DataError(f"{path} does not exist; give a file ending in {', '.join(SUFFIXES)}")
-            if path is not None and (absent := sorted(set(self.schema.names) - set(_header(path, self.schema.names)))):
+            if path is not None and (absent := sorted(set(self.schema.names) - set(header(path, self.schema.names)))):
                 raise DataError(
                     f"{path.name} has no column {absent}; correct the schema or the file's header, whose names are "
                     f"separated by {_SEPARATORS[_separator(path)]}"
@@ -77,6 +77,10 @@ class TableSet:
     def name(self) -> str:
         """The bare file name."""
         return self.path.name
+
+    def facts(self) -> dict[str, Any]:
+        """Public facts that tell these records from others, as plain JSON values."""
+        return {"data": self.name, "held out": self.test_fraction, "schema": self.schema.to_json()}
 
     @property
     def has_test(self) -> bool:
@@ -95,7 +99,7 @@ class TableSet:
 
     def _rows(self, path: Path, held_out: bool | None) -> Rows:
         parts = [np.zeros((0, len(self.schema.columns)))]
-        for frame in _chunks(path, self.schema.names):
+        for frame in chunks(path, self.schema.names):
             part = to_numbers(frame, self.schema)
             parts.append(part if held_out is None else part[self._held_out(part) == held_out])
         return Rows(table=np.concatenate(parts))
@@ -106,9 +110,9 @@ class TableSet:
         return np.array([int.from_bytes(d, "big") < bound for d in digest], dtype=bool)
 
 
-def _header(path: Path, wanted: tuple[str, ...] | None = None) -> list[str]:
+def header(path: Path, wanted: tuple[str, ...] | None = None) -> list[str]:
     """Names of the columns; those that are wanted (all, by default) may stand there only once."""
-    pd = _pandas()
+    pd = pandas_()
     try:
         if path.suffix == ".parquet":
             names = list(_parquet(path).schema_arrow.names)
@@ -127,7 +131,7 @@ def _header(path: Path, wanted: tuple[str, ...] | None = None) -> list[str]:
     return names
 
 
-def _chunks(path: Path, names: tuple[str, ...]) -> Iterator[pd.DataFrame]:
+def chunks(path: Path, names: tuple[str, ...]) -> Iterator[pd.DataFrame]:
     """The file as texts (csv) or as it is typed (parquet), piece by piece."""
     try:
         if path.suffix == ".parquet":
@@ -136,12 +140,10 @@ def _chunks(path: Path, names: tuple[str, ...]) -> Iterator[pd.DataFrame]:
             return
         # All columns, as a line with too many fields is found only so; never an index, which one line could bring about
         options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_filter": False, "index_col": False}
-        with _pandas().read_csv(path, sep=_separator(path), chunksize=CHUNK, **options) as reader:
+        with pandas_().read_csv(path, sep=_separator(path), chunksize=CHUNK, **options) as reader:
             while (frame := _next(reader)) is not None:
                 yield frame[list(names)]
-    except (DataError, MemoryError):
-        raise
-    except Exception:  # of several kinds; what they say holds bytes and line numbers of records
+    except (ValueError, OSError, EOFError, zlib.error, Warning):  # what they say holds bytes and line numbers
         raise DataError(
             f"{path.name} is damaged or cut short, or has a line that is no record, or a text that is not UTF-8; "
             "write the file again"
@@ -151,7 +153,7 @@ def _chunks(path: Path, names: tuple[str, ...]) -> Iterator[pd.DataFrame]:
 def _next(reader: Any) -> pd.DataFrame | None:
     """The next piece; a first line with too many fields, of which pandas only warns, is an error like any other."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error", _pandas().errors.ParserWarning)
+        warnings.simplefilter("error", pandas_().errors.ParserWarning)
         return next(reader, None)
 
 
@@ -167,7 +169,8 @@ def _parquet(path: Path) -> Any:
     return ParquetFile(path)
 
 
-def _pandas() -> Any:
+def pandas_() -> Any:
+    """The library, where it is installed."""
     try:
         import pandas
     except ImportError as error:
@@ -201,7 +204,7 @@ def _numbers(series: Any, column: Column, marks: tuple[str, ...]) -> NDArray[np.
     A frame's dtype hangs on all its records: one text makes texts of all numbers, one gap turns 1 into 1.0. What a
     value means must not, or one record would move all others.
     """
-    pd = _pandas()
+    pd = pandas_()
     missing = series.isna().to_numpy()
     if column.kind in ("integer", "number") and pd.api.types.is_numeric_dtype(series.dtype):
         x = series.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
@@ -237,12 +240,12 @@ def _plain(text: str) -> str:
 
 def _as_numbers(marks: tuple[str, ...]) -> list[float]:
     """The missing marks that are numbers."""
-    found = _pandas().to_numeric(np.array(marks, dtype=object), errors="coerce")
+    found = pandas_().to_numeric(np.array(marks, dtype=object), errors="coerce")
     return [float(v) for v in found if not np.isnan(v)]
 
 
 def _parse(texts: Any, series: Any, column: Column) -> NDArray[np.float64]:
-    pd = _pandas()
+    pd = pandas_()
     if column.kind == "boolean":
         lower = texts.str.lower()
         known = {**dict.fromkeys(_TRUE, 1.0), **dict.fromkeys(_FALSE, 0.0)}
@@ -270,7 +273,7 @@ def _settled(x: NDArray[np.float64], missing: NDArray[np.bool_], column: Column)
 
 def to_frame(table: Table, schema: TableSchema) -> pd.DataFrame:
     """Numbers as a frame: the schema's columns in its order, dtypes as declared, missing values as pandas has them."""
-    pd = _pandas()
+    pd = pandas_()
     return pd.DataFrame({c.name: _series(table[:, j], c) for j, c in enumerate(schema.columns)})
 
 
@@ -295,7 +298,7 @@ def check_dtypes(schema: TableSchema) -> None:
 
 
 def _series(x: NDArray[np.float64], column: Column) -> Any:
-    pd = _pandas()
+    pd = pandas_()
     missing = np.isnan(x)
     filled = np.where(missing, 0, x)
     if column.kind == "category":
@@ -327,72 +330,3 @@ def write_csv(table: Table, schema: TableSchema, path: Path) -> None:
         if c.kind == "date":
             frame[c.name] = frame[c.name].dt.strftime("%Y-%m-%d")
     frame.to_csv(path, index=False, na_rep=mark)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Drafts
-
-
-def draft_schema(
-    path: Path, *, label: str | None = None, missing_marks: tuple[str, ...] = (), most: int = 100
-) -> TableSchema:
-    """A schema for a person to correct, from a file that is *public*: every value and bound in it is published.
-
-    Whole numbers of more than 10 values become integers and other numbers numbers, with bounds rounded outwards; texts
-    of at most `most` values, and whole numbers of at most 10, become categories. The size is left out.
-
-    Args:
-        path: a public file.
-        label: the column that a classifier would predict; it becomes a category.
-        missing_marks: texts that stand for a missing value, beside the usual ones.
-        most: largest number of different texts in a column.
-
-    Raises:
-        DataError: a text column has more values than `most`.
-    """
-    pd = _pandas()
-    usual = TableSchema(columns=(Column(name="x", kind="boolean"),)).missing_marks
-    marks = tuple(dict.fromkeys((*missing_marks, *usual)))
-    frame = pd.concat(list(_chunks(path, tuple(_header(path)))), ignore_index=True)
-    columns = tuple(_draft(frame[n], n == label, marks, most) for n in frame.columns)
-    return TableSchema(columns=columns, label=label, missing_marks=marks)
-
-
-def _draft(series: Any, is_label: bool, marks: tuple[str, ...], most: int) -> Column:
-    pd = _pandas()
-    name, dtype = str(series.name), series.dtype
-    texts = series.astype(str).str.strip()
-    missing = series.isna().to_numpy() | texts.isin(marks).to_numpy()
-    known = texts[~missing]
-    lacks = bool(missing.any()) and not is_label
-    numbers = pd.to_numeric(known, errors="coerce")
-    distinct = sorted(known.unique())
-    if isinstance(dtype, pd.CategoricalDtype):
-        return Column(name=name, kind="category", values=tuple(distinct), missing=lacks, dtype="category")
-    if set(known.str.lower()) <= {"true", "false"} and len(known):
-        return Column(name=name, kind="boolean", missing=lacks)
-    if len(numbers) and not numbers.isna().any():
-        whole = bool((numbers == numbers.round()).all())
-        if whole and (is_label or len(distinct) <= 10):
-            whole_dtype = "Int64" if lacks else "int64"
-            ordered = tuple(sorted(distinct, key=float))
-            return Column(name=name, kind="category", values=ordered, missing=lacks, dtype=whole_dtype)
-        low, high = _round_out(float(numbers.min()), float(numbers.max()))
-        if whole:
-            return Column(name=name, kind="integer", low=math.floor(low), high=math.ceil(high), missing=lacks)
-        digits = min(6, int(known.str.partition(".")[2].str.len().max()))
-        return Column(name=name, kind="number", low=low, high=high, decimals=digits, missing=lacks)
-    if pd.api.types.is_datetime64_any_dtype(dtype) or (len(known) and known.str.match(r"^\d{4}-\d\d-\d\d$").all()):
-        return Column(name=name, kind="date", low=min(distinct)[:10], high=max(distinct)[:10], missing=lacks)
-    if not 1 <= len(distinct) <= most:
-        raise DataError(
-            f"column '{name}' has {len(distinct)} different texts; free text and keys have no place in a schema: leave "
-            f"the column out of the file, group its values, or raise --most above {most}"
-        )
-    return Column(name=name, kind="category", values=tuple(distinct), missing=lacks)
-
-
-def _round_out(low: float, high: float) -> tuple[float, float]:
-    """Bounds of two digits around the values: exact extremes are somebody's."""
-    unit = 10.0 ** (math.floor(math.log10(max(high - low, 1e-9))) - 1)
-    return math.floor(low / unit) * unit, math.ceil(high / unit) * unit

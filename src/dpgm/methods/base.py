@@ -171,6 +171,10 @@ class Method(ABC):
     """Kinds of schema that it can plan for."""
     generates: ClassVar[bool] = True
     """Whether its models make records; a private classifier only reads them."""
+    above_0: ClassVar[frozenset[str]] = frozenset(
+        {"batch", "cells", "clip_norm", "components", "draws", "hidden", "latent", "slices", "slice_dim", "width"}
+    )
+    """Names of the options, of any method, that must be above 0."""
     free: ClassVar[frozenset[str]] = frozenset()
     """Names of the options that only training reads: they may change when a release is trained on again."""
 
@@ -178,7 +182,10 @@ class Method(ABC):
         """Refuse options of another type, and numbers below 0 or not finite, before anything is planned with them."""
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            check_option(getattr(self, f.name), hints[f.name], f"{self.name}.{f.name}")
+            value, where = getattr(self, f.name), f"{self.name}.{f.name}"
+            check_option(value, hints[f.name], where)
+            if f.name in self.above_0 and value == 0:
+                raise SchemaError(f"{where} is 0; allowed is a number above 0")
 
     @abstractmethod
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
@@ -385,12 +392,3 @@ def privatise(
     return Release(
         method=method, schema=curator.schema, guarantee=curator.guarantee(), tensors=tensors, details=dict(plan.details)
     )
-
-
-def check_takes(method: Method, schema: Any) -> None:
-    """Raise unless the method can plan for this kind of records."""
-    if not isinstance(schema, method.takes):
-        words = {"ImageSchema": "images", "TableSchema": "tables"}
-        given, taken = words.get(type(schema).__name__), [words.get(t.__name__, t.__name__) for t in method.takes]
-        hint = "; use --method slicing" if given == "tables" else ""
-        raise SchemaError(f"method '{method.name}' takes {' and '.join(taken)}; these records are {given}{hint}")

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpgm.methods import bounds
-from dpgm.methods.base import Method, Model, OnNote, check_takes, privatise
-from dpgm.methods.options import check_seed
+from dpgm.methods.base import Method, Model, OnNote, privatise
+from dpgm.methods.options import check_seed, check_takes
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, large_delta
 from dpgm.privacy.ledger import Ledger

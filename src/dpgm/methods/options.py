@@ -6,12 +6,15 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from dpgm.privacy.mechanism import Json
 from dpgm.schema import ImageSchema, Schema, SchemaError
+
+if TYPE_CHECKING:
+    from dpgm.methods.base import Method
 
 LabelMode: TypeAlias = Literal["filter", "soft", "relabel"]
 """What a labeller does with samples; see `dpgm.methods.labelled.Labelled`."""
@@ -103,3 +106,12 @@ def require_images(schema: Schema, *sizes: int) -> ImageSchema:
             f"{', '.join(map(str, sizes))} pixels; give --resize {min(sizes, key=lambda s: abs(s - schema.height))}"
         )
     return schema
+
+
+def check_takes(method: Method, schema: Any) -> None:
+    """Raise unless the method can plan for this kind of records."""
+    if not isinstance(schema, method.takes):
+        words = {"ImageSchema": "images", "TableSchema": "tables"}
+        given, taken = words.get(type(schema).__name__), [words.get(t.__name__, t.__name__) for t in method.takes]
+        hint = "; use --method slicing" if given == "tables" else ""
+        raise SchemaError(f"method '{method.name}' takes {' and '.join(taken)}; these records are {given}{hint}")

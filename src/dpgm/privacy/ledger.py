@@ -18,7 +18,7 @@ import os
 import threading
 import typing
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -262,6 +262,29 @@ class Ledger:
         """Record a look at the rows that no guarantee covers."""
         self._append("expose", reason=reason, audience=audience)
 
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Record by public facts whose account this is; once recorded, they stay.
+
+        Equal prices do not make equal records: a resumed run must not finish on others what it began on these.
+
+        Args:
+            facts: plain JSON values that tell one set of records from another, e.g. its name and schema.
+
+        Raises:
+            PrivacyError: other facts were recorded.
+        """
+        facts = json.loads(json.dumps(facts))
+        with self._lock:
+            for entry in self._of("about"):
+                if changed := sorted(k for k in facts if entry["facts"].get(k) != facts[k]):
+                    said = "; ".join(_difference(k, entry["facts"].get(k), facts[k]) for k in changed)
+                    raise PrivacyError(
+                        f"the ledger is the account of other records: {said}; go back to the first data and "
+                        "options, or start in another folder"
+                    )
+                return
+            self._append("about", facts=facts)
+
     def note_seeded_noise(self) -> None:
         """Record that the noise can be reproduced: from here on the evidence is UNSUPPORTED."""
         self._append("seeded-noise")
@@ -343,6 +366,10 @@ def _is_whole(torn: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _difference(name: str, was: Any, now: Any) -> str:
+    return f"the {name} is another" if isinstance(now, dict) else f"{name} was {was!r}, is {now!r}"
 
 
 def _line(entry: dict[str, Any]) -> bytes:
