@@ -304,6 +304,7 @@ def test_sample_names_the_file_that_it_wrote(tmp_path: Path, capsys: pytest.Capt
     model = dpgm.fit(dpgm.Slicing(components=4, steps=2), pd.read_csv(table(tmp_path)), schema=schema(), epsilon=1.0)
     model.save(tmp_path / "run")
     capsys.readouterr()
+    assert main(["sample", str(tmp_path / "run"), "--n", "5", "--seed", "-1"]) == 3
     assert main(["sample", str(tmp_path / "run"), "--n", "5", "--json"]) == 0
     written = Path(json.loads(capsys.readouterr().out)["file"])
     assert written.suffix == ".csv"

@@ -131,5 +131,5 @@ def test_refusals() -> None:
         AIM().plan(TableSchema(columns=SCHEMA.columns[:1]), relation=Relation.ADD_REMOVE, budget=BUDGET)
     with pytest.raises(PrivacyError, match="shares"):
         AIM(first=0.6, choice=0.5)
-    with pytest.raises(PrivacyError, match="rounds"):
+    with pytest.raises(SchemaError, match="rounds is -1"):
         AIM(rounds=-1)

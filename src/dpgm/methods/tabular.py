@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dpgm.mechanisms.tables import Cells, Marginals
 from dpgm.methods.base import Model, Release, Tensors
+from dpgm.methods.options import check_count, check_seed
 from dpgm.methods.table_batch import TableBatch, table_batch
 from dpgm.nets.mixture import ProductMixture, Targets
 from dpgm.schema import Column, SchemaError, TableSchema
@@ -247,9 +248,9 @@ class TableModel(Model):
         Raises:
             SchemaError: labels of another length or that are no class.
         """
+        check_count(n, "n")
+        check_seed(0 if seed is None else seed)
         schema, rng = self.table_schema, np.random.default_rng(seed)
-        if n < 0:
-            raise SchemaError(f"n is {n}; allowed is 0 or more")
         if labels is None:
             shares = np.maximum(self.class_shares(), 0)
             chosen = rng.choice(schema.n_classes, size=n, p=shares / shares.sum())
