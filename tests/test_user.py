@@ -344,3 +344,47 @@ def test_a_ledger_keeps_whose_account_it_is(tmp_path: Path) -> None:
             with pytest.raises(PrivacyError, match="the account of other records"):
                 ledger.describe(facts)
     assert len(ledger.entries) == 2
+
+
+def test_an_answer_that_was_paid_for_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries, save = [], artefact.save_release
+
+    def full_at_first(*given: Any) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError(28, "No space left on device")
+        save(*given)
+
+    monkeypatch.setattr("dpgm.cli.pipeline.WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("dpgm.artefact.save_release", full_at_first)
+    assert main([*RUN, "--out", str(tmp_path / "run")]) == 0
+    assert "repeat" not in (tmp_path / "run" / "ledger.jsonl").read_text()
+
+
+def test_an_answer_that_is_lost_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dpgm.cli.pipeline.WAITS", (0.0,))
+    monkeypatch.setattr("dpgm.artefact.save_release", full)
+    assert main([*RUN, "--out", str(tmp_path / "run")]) == 4
+    assert "it is lost, and" in capsys.readouterr().err
+
+
+def test_parts_of_files_that_a_kill_left_are_swept(done: Path, tmp_path: Path) -> None:
+    import shutil
+
+    cut = tmp_path / "cut"
+    shutil.copytree(done, cut)
+    (cut / "report.html").unlink()
+    (cut / ".checkpoint-ab12cd34.safetensors").write_bytes(b"x")
+    (cut / ".notes").write_text("mine")
+    assert main([*RUN, "--out", str(cut)]) == 0
+    assert [p.name for p in cut.glob(".*")] == [".notes"]
+
+
+def test_bytes_that_the_locale_cannot_read_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "\udcc3.npz"]) == 2
+    assert "LC_ALL" in capsys.readouterr().err

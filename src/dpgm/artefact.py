@@ -59,6 +59,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the parts of files that a killed run has left; only the holder of the ledger may."""
+    for name in (RELEASE, MODEL, CHECKPOINT, SAMPLES, RUN):
+        stem, dot, suffix = name.partition(".")
+        for part in folder.glob(f".{stem}-*{dot}{suffix}"):
+            part.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write plain JSON values; infinities and NaN are refused."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"

@@ -42,6 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a name of a class may be more than the terminal can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        "".join(words).encode()
+    except UnicodeEncodeError:
+        return _stop("dpgm: the command holds bytes that this locale cannot read; set LC_ALL=C.UTF-8", USAGE)
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return OK if words else USAGE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,9 @@ from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, large_delta
 from dpgm.privacy.ledger import Ledger
 from dpgm.schema import Rows, SchemaError, schema_from_json
+
+WAITS = (1.0, 5.0, 20.0, 60.0, 120.0, 240.0, 480.0)
+"""Seconds between tries to write an answer that is paid for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +231,7 @@ class _Job:
         out.mkdir(parents=True, exist_ok=True)
         with Ledger(out / LEDGER, relation=relation, cap=budget) as ledger:
             ledger.describe(self.data.facts())
+            artefact.sweep(out)
             if bounds.private_columns(schema):
                 schema, plan = self._bounded(ledger, budget)
             curator = Curator(self._reader, schema=schema, ledger=ledger)
@@ -268,7 +274,8 @@ class _Job:
         spent = bounds.price(curator, budget=budget, share=share)
         if not path.exists():
             with self.screen.stage("bounds"):
-                write_json(path, bounds.find(curator, budget=budget, share=share).to_json())
+                found = bounds.find(curator, budget=budget, share=share).to_json()
+                self._keep(lambda: write_json(path, found))
         schema: Any = schema_from_json(read_json(path))
         self.data = dataclasses.replace(self.data, schema=schema)
         self.screen.say(f"the bounds of {len(bounds.private_columns(curator.schema))} columns were found and charged")
@@ -289,9 +296,25 @@ class _Job:
             )
         for clock in (self.screen.seconds, self.screen.cpu_seconds):  # rows are read at the first answer
             clock["release"] -= clock.get("read", 0.0)
-        artefact.save_release(release, out / RELEASE)
+        self._keep(lambda: artefact.save_release(release, out / RELEASE))
         (out / CHECKPOINT).unlink(missing_ok=True)
         return release
+
+    def _keep(self, write: Callable[[], object]) -> None:
+        """Write what was paid for; as it cannot be drawn again, a full disk is waited for."""
+        for wait in (*WAITS, None):
+            try:
+                write()
+                return
+            except OSError as error:
+                if wait is None:
+                    raise PrivacyError(
+                        f"an answer was paid for and could not be written ({error}); unless a checkpoint holds it, it is "
+                        "lost, and this ledger allows no second draw: make room, and run the same command again, or start "
+                        "in another folder with what is left of your budget"
+                    ) from error
+                self.screen.say(f"paid for, but not written ({error}); make room: tried again in {wait:g} s")
+                time.sleep(wait)
 
     def _reader(self) -> Rows:
         with self.screen.stage("read"):
