@@ -388,3 +388,23 @@ def test_parts_of_files_that_a_kill_left_are_swept(done: Path, tmp_path: Path) -
 def test_bytes_that_the_locale_cannot_read_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "\udcc3.npz"]) == 2
     assert "LC_ALL" in capsys.readouterr().err
+
+
+def test_a_release_without_its_ledger_is_not_gone_on_with(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    cut = tmp_path / "cut"
+    shutil.copytree(done, cut)
+    (cut / "report.html").unlink()
+    lines = (cut / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    for kept in ([], lines[:1], lines[:3]):
+        (cut / "ledger.jsonl").write_bytes(b"".join(kept))
+        assert main([*RUN, "--out", str(cut)]) == 4
+        assert "the ledger was cut or exchanged" in capsys.readouterr().err
+    (cut / "ledger.jsonl").write_bytes(b"".join(lines))
+    assert main([*RUN, "--out", str(cut)]) == 0
+    (cut / "report.html").unlink()
+    (cut / "ledger.jsonl").write_bytes(b"".join(lines).replace(b"digits", b"others"))
+    assert main([*RUN, "--out", str(cut)]) == 4

@@ -235,9 +235,16 @@ class _Job:
             if bounds.private_columns(schema):
                 schema, plan = self._bounded(ledger, budget)
             curator = Curator(self._reader, schema=schema, ledger=ledger)
+            used = curator.reserve("fit", plan.items)  # refuses a changed plan
+            if left := [n for n in (RELEASE, CHECKPOINT) if (out / n).exists() and not any(used.values())]:
+                raise PrivacyError(
+                    f"{out} holds {left[0]}, but its ledger knows no call for it: the ledger was cut or exchanged; "
+                    "restore it from a copy, or start in another folder"
+                )
             if (out / RELEASE).exists():
-                curator.reserve("fit", plan.items)  # refuses a changed plan
                 release = artefact.load_release(out / RELEASE)
+                if release.schema != schema:
+                    raise PrivacyError(f"the release in {out} is of other records than {self.data.name} as given")
                 try:  # equal prices do not make equal releases
                     release = dataclasses.replace(release, method=release.method.retrained(self.method))
                 except SchemaError as error:
@@ -309,9 +316,9 @@ class _Job:
             except OSError as error:
                 if wait is None:
                     raise PrivacyError(
-                        f"an answer was paid for and could not be written ({error}); unless a checkpoint holds it, it is "
-                        "lost, and this ledger allows no second draw: make room, and run the same command again, or start "
-                        "in another folder with what is left of your budget"
+                        f"an answer was paid for and could not be written ({error}); unless a checkpoint holds it, it "
+                        "is lost, and this ledger allows no second draw: make room, and run the same command again, or "
+                        "start in another folder with what is left of your budget"
                     ) from error
                 self.screen.say(f"paid for, but not written ({error}); make room: tried again in {wait:g} s")
                 time.sleep(wait)
