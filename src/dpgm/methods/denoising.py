@@ -66,15 +66,15 @@ class Denoising(Method):
 
     loss: Literal["denoising", "sliced"] = "denoising"
     field_share: float = 0.1
-    steps: int = 300
+    steps: int = 150
     rate: float = 0.02
     draws: int = 2
     clip_norm: float = 0.5
     lr: float = 1e-3
     width: int = 24
     sampler: Literal["heun", "ddim", "langevin", "hmc"] = "heun"
-    highest: float = 1.0
-    levels: int = 8
+    highest: float = 0.5
+    levels: int = 6
 
     name: ClassVar[str] = "pge-denoising"
     sources: ClassVar[tuple[Source, ...]] = (
@@ -122,7 +122,7 @@ class Denoising(Method):
             budget=budget,
             items=(*first.items, (step(noise), self.steps)),
             details={"noise_multiplier": noise, "field": dict(first.details)},
-            seconds=first.seconds + 2e-9 * work * self.steps * self.rate * schema.size * self.draws,
+            seconds=first.seconds + 3e-9 * work * self.steps * self.rate * schema.size * self.draws,
             memory_mb=1500,
         )
 
