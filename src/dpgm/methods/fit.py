@@ -54,7 +54,8 @@ def fit(
         classes: number or names of the classes, public; needed where no schema is given.
         size: declared number of records, a public round figure; needed where no delta is given.
         seed: of the public randomness; privacy noise is never seeded.
-        ledger: file for the ledger; None keeps it in memory. Use one file for everything asked of the same records.
+        ledger: file for the ledger; None keeps it in memory. Its cap is the first call's budget, which that call uses
+            up: a second call with the same file is refused, so that nobody fits twice on one budget by mistake.
         allow: "unsupported" or "refuted", to run methods of weak evidence for study.
         bounds_share: share of the budget for the bounds of columns with `private_bounds`.
         on_note: receives progress.
