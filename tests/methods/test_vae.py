@@ -89,7 +89,10 @@ def test_how_pictures_are_drawn_and_finished_may_change_after_the_release(digits
     assert spreads[0] > 1.2 * plain.std(0).mean()
     with pytest.raises(SchemaError, match="decided what was released"):
         method.retrained(dataclasses.replace(method, jitter=0.2))
-    for change in ({"temperature": 0.0}, {"sharpness": -1.0}, {"movement": float("nan")}):
+    for change in ({"sharpness": -1.0}, {"movement": float("nan")}):
+        with pytest.raises(SchemaError, match="0 or more"):
+            dataclasses.replace(method, **change)
+    for change in ({"temperature": 0.0}, {"sharpness": 0.0}):
         wrong = dataclasses.replace(method, **change)
         for refused in (lambda m=wrong: plan_of(m), lambda m=wrong: m.train(release, seed=0)):
             with pytest.raises(SchemaError, match="temperature is"):
