@@ -206,6 +206,24 @@ def test_the_dynamics_keep_the_tempered_mixture(adjust, right):
     assert (float(scores.abs().max()) < 5.3) is right
 
 
+@pytest.mark.parametrize(("twin", "right"), [(None, True), ("centres", False)])
+def test_pictures_vary_as_the_law_says(twin, right):
+    """A hundred coordinates: 4,000 chains from draws of the law keep its variance; from centres they stay short."""
+    g = torch.Generator().manual_seed(0)
+    means, factors = torch.randn(3, 100, generator=g), torch.diag_embed(0.5 + torch.rand(3, 100, generator=g))
+    weights = torch.tensor([0.2, 0.3, 0.5])
+    field = Frame(weights, means, factors, temperature=2.0, dtype=torch.float32)
+    x = field.start(4000, g)
+    if twin:
+        x = field._centres[torch.multinomial(weights, 4000, replacement=True, generator=g)]
+    kernel = hmc(field.energy, score=field.score, step_size=0.6, n_leapfrog=6, jitter=0.2)
+    z = field.back(run(kernel, x, n_steps=12, rng=g).x)
+    mean = weights @ means
+    var = weights @ (2 * factors.diagonal(dim1=1, dim2=2).square() + (means - mean).square())
+    ratio = float(((z - mean).square().mean(0) / var).mean())
+    assert (abs(ratio - 1) < 0.02) is right
+
+
 def test_shrinkage_helps_and_knows_its_limits():
     rng = np.random.default_rng(0)
     base = np.diag(np.linspace(2, 0.2, 12))

@@ -261,11 +261,16 @@ class Frame:
         bias = weights.log() - factors.diagonal(dim1=1, dim2=2).log().sum(1)
         self.middle, self.factor = middle.to(dtype), factor.to(dtype)
         self._centres = torch.linalg.solve_triangular(factor, away.T, upper=False).T.to(dtype)
+        self._spreads = torch.linalg.solve_triangular(factor.expand_as(factors), factors, upper=False).to(dtype)
         self._roots, self._bias = inverse.transpose(1, 2).to(dtype), bias.to(dtype)
 
     def start(self, n: int, rng: torch.Generator) -> Tensor:
-        """Points [n, dim]: centres of components drawn by weight."""
-        return self._centres[torch.multinomial(self._weights, n, replacement=True, generator=rng)]
+        """Points [n, dim] drawn from the law itself: from its centres few moves would be accepted."""
+        of = torch.multinomial(self._weights, n, replacement=True, generator=rng)
+        x = torch.randn(n, self._centres.shape[1], generator=rng, dtype=self._centres.dtype)
+        for k, spread in enumerate(self._spreads):
+            x[of == k] = self._centres[k] + x[of == k] @ spread.T
+        return x
 
     def back(self, x: Tensor) -> Tensor:
         """Coordinates z of points x [n, dim]."""

@@ -47,8 +47,8 @@ _SHARES: dict[str, dict[str, float]] = {
 }
 """Parts of mu^2 (of epsilon where delta is 0) that the stages get."""
 _LOOKS = {
-    "strokes": Appearance(grey=0.13, upright=True, temperature=4.0, wobble=1.0, contrast=1.5),
-    "texture": Appearance(grey=0.3, upright=False, temperature=2.5, wobble=0.0, contrast=1.0),
+    "strokes": Appearance(grey=0.13, upright=True, temperature=2.0, wobble=1.0, contrast=1.5),
+    "texture": Appearance(grey=0.3, upright=False, temperature=1.0, wobble=0.0, contrast=1.0),
 }
 
 
