@@ -166,6 +166,17 @@ def test_cite_names_method_and_mechanism(run: Path, capsys: pytest.CaptureFixtur
     assert "@misc{balle2018improving" in shown
 
 
+def test_runs_on_the_same_records_are_added_up(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "ledger.jsonl"
+    copy.write_bytes((run / "ledger.jsonl").read_bytes())
+    assert main(["total", str(run), str(copy), "--json"]) == OK
+    value = json.loads(capsys.readouterr().out)
+    alone = value["runs"][str(run)]["epsilon"]
+    assert alone < value["epsilon"] < 2 * alone
+    assert main(["total", str(run), str(run)]) == REFUSED
+    assert main(["total", str(tmp_path / "none")]) == REFUSED
+
+
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, dpgm, dpgm.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -25,6 +25,7 @@ COMMANDS = {
     "schema": ("tables", "draft the public facts of a table, from a public file of the same columns"),
     "methods": ("facts", "the methods there are, with their sources"),
     "account": ("facts", "epsilon of a mechanism, or the noise that a budget needs"),
+    "total": ("total", "what several runs on the same records cost together"),
     "audit": ("audit", "attack a claimed epsilon: of a method, a published mechanism, a broken twin"),
     "cite": ("facts", "BibTeX of everything a run or a method used"),
 }

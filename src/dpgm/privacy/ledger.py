@@ -196,7 +196,7 @@ class Ledger:
                         f"the ledger has reserved another plan as '{label}': a resumed run must not change its method, "
                         "data facts or budget; go back to the first settings or start in another folder"
                     )
-            before = self._costs()
+            before = self.costs()
             total = self._epsilon([*before, *costs])
             if not total <= self.cap.epsilon * (1 + 1e-9):
                 raise BudgetExceeded(
@@ -291,7 +291,7 @@ class Ledger:
 
     def guarantee(self) -> Guarantee:
         """The promise that covers everything reserved: its price, its weakest evidence, all its assumptions."""
-        costs = self._costs()
+        costs = self.costs()
         evidence = min((c.evidence for c, _ in costs), default=Evidence.PROVED)
         assumptions = list(dict.fromkeys(a for c, _ in costs for a in c.assumptions))
         if any(self._of("seeded-noise")):
@@ -326,7 +326,8 @@ class Ledger:
     def _epsilon(self, costs: list[tuple[Cost, int]]) -> float:
         return accountant.epsilon_of(costs, delta=self.cap.delta, relation=self.relation) if costs else 0.0
 
-    def _costs(self) -> list[tuple[Cost, int]]:
+    def costs(self) -> list[tuple[Cost, int]]:
+        """Everything that was ever reserved, and how often each."""
         return [(cost_from_json(i["cost"]), i["count"]) for e in self._of("reserve") for i in e["plan"]]
 
 
