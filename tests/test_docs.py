@@ -143,7 +143,8 @@ def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
         for kind in map(methods.get, methods.names()):  # what `train` takes depends on the release
             patch.setattr(artefact, "load_release", lambda path, kind=kind: SimpleNamespace(method=kind()))
             patch.setattr(Path, "exists", lambda self: True)
-            patch.setattr(artefact, "read_json", lambda path: {"data": "digits", "kind": "image"})
+            for reader in ("read_json", "read_run"):  # a run may lie where the tests are started
+                patch.setattr(artefact, reader, lambda path: {"data": "digits", "kind": "image"})
             try:
                 cli.main(words)
             except Parsed:

@@ -90,7 +90,7 @@ def clipped_gradient_sum(
     for start in range(0, length, chunk * draws):
         part = [r[start : start + chunk * draws] for r in records]
         total += _clip_and_add(run, engine, part, groups, first=start == 0)
-    if _contents(module) != before:
+    if [(id(t), version) for t, version in _contents(module)] != [(id(t), version) for t, version in before]:
         raise PrivacyError(
             "the model changes its own weights or buffers when it reads records (as an nn.Embedding with max_norm or a "
             "running average does), so they hold more than was released; use layers that leave them alone"
@@ -182,9 +182,9 @@ _COUPLED = (
 )
 
 
-def _contents(module: nn.Module) -> list[tuple[int, int]]:
-    """What the model's weights and buffers are and how often each was written to."""
-    return [(id(t), t._version) for t in (*module.parameters(), *module.buffers())]
+def _contents(module: nn.Module) -> list[tuple[Tensor, int]]:
+    """The model's weights and buffers, and how often each was written to; held, so that none takes another's id."""
+    return [(t, t._version) for t in (*module.parameters(), *module.buffers())]
 
 
 def _check_first(run: _Run, records: Sequence[Tensor], among_others: Tensor, clip_norm: float) -> None:
