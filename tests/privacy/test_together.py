@@ -12,7 +12,7 @@ import pytest
 from dpgm.privacy.accountant import gaussian_epsilon
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
-from dpgm.privacy.mechanism import Cost, GaussianEvent
+from dpgm.privacy.mechanism import Cost, GaussianEvent, PureEvent
 from dpgm.privacy.together import reopen, together
 
 CAP = Budget(epsilon=1.0, delta=1e-5)
@@ -56,6 +56,11 @@ def test_what_cannot_be_added_up_is_refused(tmp_path):
     other = written(tmp_path / "b", relation=Relation.REPLACE)
     with read(first, other) as ledgers, pytest.raises(PrivacyError, match="one relation"):
         together(ledgers)
+    with Ledger(tmp_path / "pure", relation=Relation.ADD_REMOVE, cap=CAP) as ledger:
+        ledger.reserve("fit", [(Cost(event=PureEvent(0.5), name="laplace"), 1)])
+        for delta in (-0.1, 1.0, math.nan):
+            with pytest.raises(PrivacyError, match="from 0 to below 1"):
+                together([ledger], delta=delta)
     with pytest.raises(PrivacyError, match="does not exist"):
         reopen(tmp_path / "none")
     assert not (tmp_path / "none").exists()

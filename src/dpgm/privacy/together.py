@@ -49,7 +49,7 @@ def together(ledgers: Sequence[Ledger], *, delta: float | None = None) -> Guaran
         delta: slack of the whole; by default the largest of the ledgers' own.
 
     Raises:
-        PrivacyError: no ledger, or ledgers of different relations or units.
+        PrivacyError: no ledger, ledgers of different relations or units, or a delta that is none.
     """
     terms = {(x.relation, x.unit) for x in ledgers}
     if len(terms) != 1:
@@ -57,6 +57,8 @@ def together(ledgers: Sequence[Ledger], *, delta: float | None = None) -> Guaran
         raise PrivacyError(f"ledgers of one relation and unit can be added up; these are: {said}")
     [(relation, unit)] = terms
     delta = max(x.cap.delta for x in ledgers) if delta is None else delta
+    if not 0 <= delta < 1:
+        raise PrivacyError(f"delta is {delta}; allowed is a number from 0 to below 1, far below 1/records")
     costs, parts = [c for x in ledgers for c in x.costs()], [x.guarantee() for x in ledgers]
     return Guarantee(
         relation=relation,
