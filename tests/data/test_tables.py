@@ -10,7 +10,7 @@ import pytest
 
 from dpgm.data import DataError
 from dpgm.data.drafts import draft_schema
-from dpgm.data.tables import TableSet, is_table, to_frame, to_numbers, write_csv
+from dpgm.data.tables import TableSet, check_dtypes, is_table, to_frame, to_numbers, write_csv
 from dpgm.schema import Column, ImageSchema, Rows, SchemaError, TableSchema, schema_from_json
 
 pd = pytest.importorskip("pandas")
@@ -75,6 +75,42 @@ def test_declared_dtypes_are_restored(dtype: str) -> None:
     frame = to_frame(np.array([[0.0], [np.nan], [1.0]]), schema)
     assert str(frame["c"].dtype) == dtype
     assert frame["c"].isna().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        Column(name="x", kind="category", values=("02139", "10001"), dtype="int64"),  # 2139 is no declared value
+        Column(name="x", kind="category", values=("no", "yes"), dtype="bool"),  # both would be true
+        Column(name="x", kind="number", low=0, high=9, dtype="int64"),
+        Column(name="x", kind="number", low=0, high=1e9, dtype="float16"),
+        Column(name="x", kind="integer", low=0, high=900, dtype="int8"),
+        Column(name="x", kind="integer", low=0, high=9, missing=True, dtype="int64"),
+    ],
+)
+def test_dtypes_that_lose_values_are_refused_before_a_row_is_read(column: Column) -> None:
+    with pytest.raises(DataError, match="cannot hold"):
+        check_dtypes(TableSchema(columns=(column,)))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        Column(name="x", kind="category", values=("0.5", "1.0"), dtype="float64"),
+        Column(name="x", kind="category", values=("1", "2"), missing=True, dtype="Int64"),
+        Column(name="x", kind="number", low=0, high=9, decimals=0, dtype="int64"),
+        Column(name="x", kind="number", low=-1e-9, high=1e9, dtype="float32"),
+        Column(name="x", kind="date", low="1990-01-01", high="2020-01-01", missing=True, dtype="str"),
+        Column(name="x", kind="date", low="1990-01-01", high="2020-01-01", dtype="object"),
+    ],
+)
+def test_dtypes_that_hold_all_are_taken_and_written(column: Column, tmp_path: Path) -> None:
+    schema = TableSchema(columns=(column,))
+    check_dtypes(schema)
+    table = np.array([[column.bounds[0]], [column.bounds[1]], *([[np.nan]] if column.missing else [])])
+    write_csv(table, schema, tmp_path / "x.csv")
+    found = TableSet(path=tmp_path / "x.csv", schema=schema).train()["table"]
+    assert np.allclose(found, table, rtol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv"])

@@ -10,14 +10,17 @@ from dpgm.data.errors import DataError
 from dpgm.data.tables import chunks, header, pandas_
 from dpgm.schema import Column, TableSchema
 
+_DAY = r"^\d{4}-\d\d-\d\d(?:[ T].*)?$"
+
 
 def draft_schema(
     path: Path, *, label: str | None = None, missing_marks: tuple[str, ...] = (), most: int = 100
 ) -> TableSchema:
     """A schema for a person to correct, from a file that is *public*: every value and bound in it is published.
 
-    Whole numbers of more than 10 values become integers and other numbers numbers, with bounds rounded outwards; texts
-    of at most `most` values, and whole numbers of at most 10, become categories. The size is left out.
+    Whole numbers of more than 10 values become integers and other numbers numbers, with bounds rounded outwards; days,
+    with or without a time, become dates, with bounds of whole years; texts of at most `most` values, and whole numbers
+    of at most 10, become categories, as do codes such as 02139. The size is left out.
 
     Args:
         path: a public file.
@@ -26,43 +29,48 @@ def draft_schema(
         most: largest number of different texts in a column.
 
     Raises:
-        DataError: a text column has more values than `most`.
+        DataError: a text column has more values than `most`, a column has none or an infinite one, the label lacks
+            some, or the file is not separated by commas or tabs.
     """
     pd = pandas_()
     usual = TableSchema(columns=(Column(name="x", kind="boolean"),)).missing_marks
     marks = tuple(dict.fromkeys((*missing_marks, *usual)))
-    frame = pd.concat(list(chunks(path, tuple(header(path)))), ignore_index=True)
+    names = header(path)
+    if len(names) == 1 and {";", "\t", "|"} & set(names[0]):
+        raise DataError(f"{path.name} has one column, '{names[0]}'; write it with commas, or with tabs as .tsv")
+    frame = pd.concat(list(chunks(path, tuple(names))), ignore_index=True)
     columns = tuple(_draft(frame[n], n == label, marks, most) for n in frame.columns)
     return TableSchema(columns=columns, label=label, missing_marks=marks)
 
 
 def _draft(series: Any, is_label: bool, marks: tuple[str, ...], most: int) -> Column:
     pd = pandas_()
-    name, dtype = str(series.name), series.dtype
+    name = str(series.name)
     texts = series.astype(str).str.strip()
     missing = series.isna().to_numpy() | texts.isin(marks).to_numpy()
     known = texts[~missing]
-    lacks = bool(missing.any()) and not is_label
-    numbers = pd.to_numeric(known, errors="coerce")
+    lacks = bool(missing.any())
     distinct = sorted(known.unique())
-    if isinstance(dtype, pd.CategoricalDtype):
+    if not distinct:
+        raise DataError(
+            f"column '{name}' holds no value; leave it out of the file, or draft from one where it is filled"
+        )
+    if is_label and lacks:
+        raise DataError(f"the label '{name}' lacks values; leave those records out of the file, or name another label")
+    if isinstance(series.dtype, pd.CategoricalDtype):
         return Column(name=name, kind="category", values=tuple(distinct), missing=lacks, dtype="category")
-    if set(known.str.lower()) <= {"true", "false"} and len(known):
+    if set(known.str.lower()) <= {"true", "false"}:
         return Column(name=name, kind="boolean", missing=lacks)
-    if len(numbers) and not numbers.isna().any():
-        whole = bool((numbers == numbers.round()).all())
-        if whole and (is_label or len(distinct) <= 10):
-            whole_dtype = "Int64" if lacks else "int64"
-            ordered = tuple(sorted(distinct, key=float))
-            return Column(name=name, kind="category", values=ordered, missing=lacks, dtype=whole_dtype)
-        low, high = _round_out(float(numbers.min()), float(numbers.max()))
-        if whole:
-            return Column(name=name, kind="integer", low=math.floor(low), high=math.ceil(high), missing=lacks)
-        digits = min(6, int(known.str.partition(".")[2].str.len().max()))
-        return Column(name=name, kind="number", low=low, high=high, decimals=digits, missing=lacks)
-    if pd.api.types.is_datetime64_any_dtype(dtype) or (len(known) and known.str.match(r"^\d{4}-\d\d-\d\d$").all()):
-        return Column(name=name, kind="date", low=min(distinct)[:10], high=max(distinct)[:10], missing=lacks)
-    if not 1 <= len(distinct) <= most:
+    numbers = pd.to_numeric(known, errors="coerce")
+    if not numbers.isna().any() and not known.str.match(r"[+-]?0\d").any():  # 02139 is a code
+        return _of_numbers(name, known, numbers, lacks, is_label)
+    if (
+        known.str.match(_DAY).all()
+        and not pd.to_datetime(known, errors="coerce", format="ISO8601", utc=True).isna().any()
+    ):
+        low, high = f"{distinct[0][:4]}-01-01", f"{distinct[-1][:4]}-12-31"
+        return Column(name=name, kind="date", low=low, high=high, missing=lacks)
+    if len(distinct) > most:
         raise DataError(
             f"column '{name}' has {len(distinct)} different texts; free text and keys have no place in a schema: leave "
             f"the column out of the file, group its values, or raise --most above {most}"
@@ -70,7 +78,31 @@ def _draft(series: Any, is_label: bool, marks: tuple[str, ...], most: int) -> Co
     return Column(name=name, kind="category", values=tuple(distinct), missing=lacks)
 
 
+def _of_numbers(name: str, known: Any, numbers: Any, lacks: bool, is_label: bool) -> Column:
+    """A column of numbers; `known` are their texts."""
+    low, high = float(numbers.min()), float(numbers.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DataError(
+            f"column '{name}' holds an infinite number; correct the file, or count it as missing: --missing inf"
+        )
+    whole = bool((numbers == numbers.round()).all()) and max(-low, high) < 2**53
+    distinct = sorted(known.unique(), key=float)
+    if whole and (is_label or len(distinct) <= 10):
+        dtype = "Int64" if lacks else "int64"
+        return Column(name=name, kind="category", values=tuple(distinct), missing=lacks, dtype=dtype)
+    low, high = _round_out(low, high)
+    if whole:
+        return Column(name=name, kind="integer", low=math.floor(low), high=math.ceil(high), missing=lacks)
+    digits = 6 + max(0, -math.floor(math.log10(high - low)))  # six that count, or as many as are written
+    if not known.str.contains("[eE]").any():
+        digits = min(digits, int(known.str.partition(".")[2].str.len().max()))
+    decimals = digits if digits <= 12 else None
+    return Column(name=name, kind="number", low=low, high=high, decimals=decimals, missing=lacks)
+
+
 def _round_out(low: float, high: float) -> tuple[float, float]:
     """Bounds of two digits around the values: exact extremes are somebody's."""
-    unit = 10.0 ** (math.floor(math.log10(max(high - low, 1e-9))) - 1)
-    return math.floor(low / unit) * unit, math.ceil(high / unit) * unit
+    unit = 10.0 ** (math.floor(math.log10(high - low or abs(high) or 1.0)) - 1)
+    first = math.floor(low / unit)
+    last = max(math.ceil(high / unit), first + 1)
+    return float(f"{first * unit:.12g}"), float(f"{last * unit:.12g}")

@@ -6,6 +6,7 @@ one, a text that is no declared category counts as missing where the column allo
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import warnings
@@ -284,17 +285,27 @@ def check_dtypes(schema: TableSchema) -> None:
         DataError: pandas has no such dtype, or it is too narrow, or it knows no missing values.
     """
     for c in schema.columns:
-        ends = c.bounds if not c.private_bounds else (0.0, 1.0)
-        x = np.array([*(range(len(c.values)) if c.values else ends), *([np.nan] if c.missing else [])], float)
+        low, high = c.bounds if not c.private_bounds else (0.0, 1.0)
+        some = np.arange(high + 1) if c.values else c.settle(np.array([low, 0.618 * low + 0.382 * high, high]))
+        x = np.array([*some, *([np.nan] if c.missing else [])], float)
         try:
             series = _series(x, c)
-            if c.kind == "integer" and (series.dropna().to_numpy(np.float64) != x[~np.isnan(x)]).any():
+            if not _holds(series.dropna(), some, c):
                 raise OverflowError
         except Exception as error:  # numpy and pandas refuse in many ways
             raise DataError(
                 f"column '{c.name}' has the dtype '{c.dtype}', which cannot hold what the column declares; name a "
                 "pandas dtype that can (Int64 for whole numbers that may be missing), or leave dtype out"
             ) from error
+
+
+def _holds(series: Any, x: NDArray[np.float64], column: Column) -> bool:
+    """Whether values without gaps are still what they were; dates and booleans may take any form."""
+    if column.kind == "category":
+        return [_plain(str(v)) for v in series] == [_plain(v) for v in column.values]
+    if column.kind in ("date", "boolean"):
+        return True
+    return np.allclose(series.to_numpy(np.float64), x, rtol=0 if column.whole else 1e-3, atol=0)
 
 
 def _series(x: NDArray[np.float64], column: Column) -> Any:
@@ -325,7 +336,8 @@ def _series(x: NDArray[np.float64], column: Column) -> Any:
 def write_csv(table: Table, schema: TableSchema, path: Path) -> None:
     """Write a csv that `TableSet` reads back; missing values as the first missing mark."""
     mark = schema.missing_marks[0] if schema.missing_marks else ""
-    frame = to_frame(table, schema)
+    plain = [dataclasses.replace(c, dtype="") if c.kind == "date" else c for c in schema.columns]
+    frame = to_frame(table, dataclasses.replace(schema, columns=tuple(plain)))
     for c in schema.columns:
         if c.kind == "date":
             frame[c.name] = frame[c.name].dt.strftime("%Y-%m-%d")

@@ -1,0 +1,95 @@
+"""Drafts of schemas: what each kind of column becomes, and what is refused in words."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpgm.data import DataError
+from dpgm.data.drafts import draft_schema
+from dpgm.data.tables import TableSet, to_frame
+from dpgm.schema import Column
+
+pd = pytest.importorskip("pandas")
+
+N = 60
+
+
+def draft(folder: Path, values: object, *, suffix: str = "csv", label: str | None = None) -> Column:
+    """The column that `values` become, and that records of the file fit."""
+    path = folder / f"public.{suffix}"
+    frame = pd.DataFrame({"x": values})
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False)
+    schema = draft_schema(path, label=label)
+    rows = TableSet(path=path, schema=schema).train()
+    schema.check(rows)
+    return schema["x"]
+
+
+def test_small_numbers_keep_the_digits_that_count(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random(N)
+    tiny = draft(tmp_path, values * 1e-5)
+    assert tiny.decimals is not None
+    settled = tiny.settle(values * 1e-5)
+    assert np.abs(settled / 1e-5 - values).max() < 1e-5
+    assert draft(tmp_path, values * 1e-9).decimals is None
+    assert draft(tmp_path, values.round(2)).decimals == 2
+    assert draft(tmp_path, values * 1e20).kind == "number"  # whole, but beyond what numbers hold exactly
+
+
+def test_a_constant_has_bounds(tmp_path: Path) -> None:
+    column = draft(tmp_path, np.full(N, -0.5))
+    low, high = column.bounds
+    assert low <= -0.5 < high
+
+
+def test_codes_stay_texts(tmp_path: Path) -> None:
+    codes = ["02139", "02140", "10001"]
+    column = draft(tmp_path, codes * 20)
+    assert (column.kind, column.dtype, column.values) == ("category", "", tuple(codes))
+    schema = draft_schema(tmp_path / "public.csv")
+    frame = to_frame(TableSet(path=tmp_path / "public.csv", schema=schema).train()["table"], schema)
+    assert frame["x"].tolist() == codes * 20
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [dt.date(2020, 2, 3) + dt.timedelta(i) for i in range(N)],
+        pd.date_range("2020-02-03 10:30", periods=N, freq="h"),
+        pd.date_range("2020-02-03", periods=N, tz="UTC"),
+    ],
+)
+def test_days_become_dates_between_whole_years(tmp_path: Path, suffix: str, values: object) -> None:
+    column = draft(tmp_path, values, suffix=suffix)
+    assert (column.kind, column.low, column.high) == ("date", "2020-01-01", "2020-12-31")
+
+
+@pytest.mark.parametrize(
+    ("values", "label", "message"),
+    [
+        ([None] * N, None, "holds no value"),
+        ([0.5] * (N - 1) + [np.inf], None, "infinite"),
+        (["a", None] * 30, "x", "lacks values"),
+        ([f"text {i}" for i in range(200)], None, "different texts"),
+        ([f"0{i}" for i in range(200)], None, "different texts"),
+    ],
+)
+def test_what_cannot_be_drafted_is_said(tmp_path: Path, values: list, label: str | None, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        draft(tmp_path, values, label=label)
+
+
+def test_another_separator_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "public.csv"
+    path.write_text("a;b\n1;2\n3;4\n", encoding="utf-8")
+    with pytest.raises(DataError, match="write it with commas"):
+        draft_schema(path)
