@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,14 @@ def test_training_and_sampling_again_are_free(run: Path, tmp_path: Path) -> None
     assert main(["sample", str(run), "--n", "30", "--labels", "yes", "--out", str(out)]) == OK
     assert set(pd.read_csv(out)["ill"]) == {"yes"}
     assert main(["sample", str(run), "--n", "3", "--labels", "perhaps", "--out", str(out)]) == BAD_INPUT
+
+
+def test_the_audit_of_a_folder_attacks_what_its_run_asked(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    data = [str(run.parent / "train.csv"), "--schema", str(run.parent / "s.json")]
+    assert main(["audit", str(copy), *data, "--kind", "mechanism", "--trials", "50"]) == OK
+    names = [a["name"] for a in json.loads((copy / "audit.json").read_text())["audits"]]
+    assert names == ["one-way-marginals, 1 call", "two-way-marginals, 1 call"]
 
 
 def test_what_is_refused_says_what_to_do(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

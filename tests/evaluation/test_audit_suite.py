@@ -12,6 +12,7 @@ from dpgm import methods
 from dpgm.cli import audit as command
 from dpgm.cli import main
 from dpgm.evaluation.audit import TWINS, one_step, suite, trained
+from dpgm.evaluation.audit.methods import TINY, TINY_TABLE, stages
 from dpgm.evaluation.audit.suite import Job, attack_method, forms, outcome
 from dpgm.evaluation.audit.trained import _Nets, neighbours
 from dpgm.methods.pge import PGE
@@ -19,7 +20,7 @@ from dpgm.methods.vae import DP2VAE
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
 from dpgm.schema import SchemaError
 
-PURE = Budget(epsilon=1.0, delta=0.0)
+PURE, SMALL = Budget(epsilon=1.0, delta=0.0), Budget(epsilon=1.0, delta=1e-5)
 
 
 def test_everything_holds_every_method_every_form_every_twin_and_the_published_ones():
@@ -30,6 +31,8 @@ def test_everything_holds_every_method_every_form_every_twin_and_the_published_o
     for form in ("local", "one-shot", "budget-split", "public", "joint"):
         assert f"dp2vae, {form}, add/remove one" in names
     assert {f"slicing, {form}, replace one" for form in ("paper", "full-rank", "full-rank, shuffled")} <= set(names)
+    tables = ("", "paper, ", "full-rank, ", "full-rank, shuffled, ")
+    assert {f"slicing, {form}tables, replace one" for form in tables} <= set(names)
     assert {f"twin {t}" for t in TWINS} <= set(names)
     for words in ("pge published, one step", "pge published, trained networks", "dp2vae published, a tie"):
         assert words in names
@@ -39,6 +42,14 @@ def test_everything_holds_every_method_every_form_every_twin_and_the_published_o
     assert {f"twin {t}" for t in TWINS} < quick < set(names)
 
 
+def test_a_method_is_attacked_on_every_kind_of_records_that_it_takes():
+    slicing = methods.get("slicing")
+    assert [stages(methods.get(name)) for name in ("merf", "mst")] == [(TINY,), (TINY_TABLE,)]
+    assert stages(slicing) == (TINY, TINY_TABLE)
+    found = attack_method(slicing, {}, Relation.ADD_REMOVE, SMALL, TINY_TABLE, trials=50, weakest=False)
+    assert [a.name for a in found] == ["one-way-marginals, 1 call", "two-way-marginals, 1 call"]
+
+
 def test_forms_are_the_values_of_the_field_privacy():
     assert {"privacy": "published"} in forms(DP2VAE)
     assert {"warm_start": "components"} in forms(DP2VAE)
@@ -46,8 +57,8 @@ def test_forms_are_the_values_of_the_field_privacy():
 
 
 def test_promises_that_are_refused_are_no_audits():
-    assert attack_method(DP2VAE, {}, Relation.REPLACE, PURE) == []
-    found = attack_method(PGE, {}, Relation.ADD_REMOVE, PURE, trials=50, weakest=False)
+    assert attack_method(DP2VAE, {}, Relation.REPLACE, PURE, TINY) == []
+    found = attack_method(PGE, {}, Relation.ADD_REMOVE, PURE, TINY, trials=50, weakest=False)
     assert {a.stated.delta for a in found} == {0.0}
     assert not any(a.beaten for a in found)
 

@@ -17,6 +17,7 @@ from dpgm.cli.console import Screen
 from dpgm.cli.options import RELATIONS, parse
 from dpgm.evaluation.audit import TWINS, Audit, audit_canaries, audit_method, one_step, suite, tie, trained
 from dpgm.evaluation.audit.canaries import FAULTS
+from dpgm.evaluation.audit.methods import stages
 from dpgm.evaluation.audit.suite import BRISK, Job, outcome
 from dpgm.methods.base import Method
 from dpgm.privacy.guarantee import Budget, Evidence
@@ -31,9 +32,9 @@ class _Audit:
     """What the command takes.
 
     Attributes:
-        name: a method (every mechanism of its plan is audited, on tiny pictures), "twins" for all broken twins or the
-            name of one of them, or "all" for everything there is; or the folder of a finished run, which has options of
-            its own: dpgm audit RUN --help.
+        name: a method (every mechanism of its plan is audited, on tiny pictures and tables), "twins" for all broken
+            twins or the name of one of them, or "all" for everything there is; or the folder of a finished run, which
+            has options of its own: dpgm audit RUN --help.
         privacy: the method's form, where it has several; "published" runs the counterexample to the paper's.
         mode: slicing: what is released of a record.
         shuffled: slicing, full-rank: the form whose price counts on the random order of the rows.
@@ -103,7 +104,8 @@ def _summary(found: list[Audit], fallen: list[Audit]) -> str:
         return f"PROVED, BUT BEATEN: {', '.join(a.name for a in fallen)}. Do not use it; please report this."
     beaten = sum(a.beaten for a in found)
     count = "1 audit" if len(found) == 1 else f"{len(found)} audits"
-    return f"{count}, {beaten} beaten, nothing proved among them. Not beaten is no proof."
+    word = f"{beaten} beaten, nothing proved among them" if beaten else "none beaten"
+    return f"{count}, {word}. Not beaten is no proof."
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,8 +131,8 @@ def _audits(options: _Audit) -> list[Audit]:
     if options.name == "dp2vae" and options.privacy in (None, "published", "local"):
         attack = [tie("published" if published else "local", epsilon=epsilon, delta=options.delta, **trials)]
     relation = RELATIONS[options.relation]
-    weakest = options.weakest and not published
-    return [*attack, *audit_method(method, budget=budget, relation=relation, weakest=weakest, **trials)]
+    terms = {"budget": budget, "relation": relation, "weakest": options.weakest and not published, **trials}
+    return [*attack, *(a for schema in stages(method) for a in audit_method(method, schema=schema, **terms))]
 
 
 def _canaries(method: Method, options: _Audit, budget: Budget) -> list[Audit]:

@@ -16,6 +16,7 @@ from dpgm.cli.options import Data, Flat, parse, printable
 from dpgm.data.errors import DataError
 from dpgm.evaluation.audit import Audit, audit_membership, audit_method
 from dpgm.evaluation.audit.consistency import Check, check_folder
+from dpgm.evaluation.audit.methods import stages
 from dpgm.evaluation.folder import read_ledger
 from dpgm.evaluation.utility import public_door
 from dpgm.privacy import accountant
@@ -72,7 +73,9 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
             method = artefact.method_from_json(run["config"])
             promise = run["guarantee"]
             budget = Budget(epsilon=promise["epsilon"], delta=promise["delta"])
-            audits += audit_method(method, budget=budget, relation=Relation(promise["relation"]), trials=options.trials)
+            relation, kind = Relation(promise["relation"]), type(schema_from_json(run["schema"]))
+            small = next(s for s in stages(method) if isinstance(s, kind))  # pictures and tables are asked otherwise
+            audits += audit_method(method, budget=budget, relation=relation, schema=small, trials=options.trials)
         if options.kind in ("all", "membership"):
             try:
                 audits.append(_membership(options, run))

@@ -1,4 +1,4 @@
-"""Audits of methods: every mechanism that a method really asks, on a few hostile pictures."""
+"""Audits of methods: every mechanism that a method really asks, on a few hostile pictures or rows of a table."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ TINY = ImageSchema(height=8, width=8, channels=1, classes=("0", "1"), size=100)
 TINY_TABLE = TableSchema(
     columns=(
         Column(name="a", kind="category", values=("u", "v", "w")),
-        Column(name="b", kind="number", low=0.0, high=1.0),
+        Column(name="b", kind="number", low=0.0, high=1.0, missing=True),
         Column(name="c", kind="boolean"),
     ),
     label="c",
     size=100,
 )
-"""The same for methods that take tables only."""
+"""The same for tables."""
+
+
+def stages(method: Method | type[Method]) -> tuple[AnySchema, ...]:
+    """What a method is audited on: a small schema for each kind of records that it takes."""
+    return tuple(schema for schema in (TINY, TINY_TABLE) if isinstance(schema, method.takes))
 
 
 def audit_method(
@@ -54,14 +59,14 @@ def audit_method(
         method: what is audited.
         budget: what its plan may spend; the stated delta of the audits.
         relation: which data sets are neighbours.
-        schema: public facts about the made-up records; tiny pictures by default, or a tiny table.
+        schema: public facts about the made-up records; the first of `stages` by default.
         trials: runs on each data set, at most.
         confidence: probability that no true claim is beaten, for each mechanism.
         weakest: look for the weakest broken twins.
         noise: where noise comes from.
     """
     if schema is None:
-        schema = TINY if ImageSchema in method.takes else TINY_TABLE
+        schema = stages(method)[0]
     facts: Any = schema
     plan = method.plan(facts, relation=relation, budget=budget)
     found: list[Audit] = []
@@ -188,6 +193,8 @@ def _table(schema: TableSchema) -> tuple[list[str], Rows]:
     ends = np.array([column.bounds for column in schema.columns]).T
     rows = np.stack([ends[0], ends[1], ends.mean(0).round(), np.where(np.arange(ends.shape[1]) % 2, ends[0], ends[1])])
     names = ["a row of lowest values", "a row of highest values", "a row of middle values", "a row of ends in turn"]
+    if (may := np.array([column.missing for column in schema.columns])).any():
+        rows, names = np.vstack([rows, np.where(may, np.nan, ends[0])]), [*names, "a row that lacks values"]
     return names, Rows(table=rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,13 +13,13 @@ from dpgm import methods
 from dpgm.evaluation.audit.bound import Audit
 from dpgm.evaluation.audit.canaries import FAULTS, audit_canaries
 from dpgm.evaluation.audit.memoriser import memoriser
-from dpgm.evaluation.audit.methods import TINY, TINY_TABLE, audit_method
+from dpgm.evaluation.audit.methods import audit_method, stages
 from dpgm.evaluation.audit.published import one_step, tie
 from dpgm.evaluation.audit.trained import trained
 from dpgm.evaluation.audit.twins import TWINS
 from dpgm.methods.base import Method
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
-from dpgm.schema import ImageSchema, SchemaError
+from dpgm.schema import AnySchema, SchemaError, TableSchema
 
 SURE = 0.99999
 """Confidence of each audit: among the hundred or so of a whole run, one false alarm in a thousand runs."""
@@ -76,7 +77,7 @@ def forms(kind: type[Method]) -> Iterator[dict[str, Any]]:
 
 
 def attack_method(
-    kind: type[Method], options: dict[str, Any], relation: Relation, budget: Budget, **terms: Any
+    kind: type[Method], options: dict[str, Any], relation: Relation, budget: Budget, schema: AnySchema, **terms: Any
 ) -> list[Audit]:
     """Audits of everything that a method asks; none where it makes no such promise.
 
@@ -85,33 +86,33 @@ def attack_method(
         options: its form.
         relation: which data sets are neighbours.
         budget: what it may spend.
+        schema: public facts about the made-up records.
         terms: of `audit_method`.
     """
     method: Method = kind(**options)
-    schema: Any = TINY if ImageSchema in kind.takes else TINY_TABLE
+    facts: Any = schema
     try:
-        plan = method.plan(schema, relation=relation, budget=budget)
+        plan = method.plan(facts, relation=relation, budget=budget)
     except (PrivacyError, SchemaError):  # a promise that is refused cannot be broken
         return []
     if plan.guarantee().evidence is Evidence.REFUTED:  # the counterexamples attack these
         return []
-    return audit_method(method, relation=relation, budget=budget, **terms)
+    return audit_method(method, relation=relation, budget=budget, schema=schema, **terms)
 
 
 def _methods(*, quick: bool) -> Iterator[Job]:
     terms: dict[str, Any] = {"confidence": SURE, "weakest": not quick}
     for name in methods.names():
         kind = methods.get(name)
-        for options in forms(kind):
-            for relation in Relation:
-                for budget in BUDGETS:
-                    form = [k if v is True else f"{v}" for k, v in options.items()]
-                    words = [*form, relation.value, *["pure"] * (budget.delta == 0)]
-                    first = name in _QUICK and relation is Relation.ADD_REMOVE and budget.delta > 0
-                    # Noise of pure privacy is drawn call by call, in hundreds of dimensions.
-                    trials = 10_000 if quick else 100_000 if budget.delta else 300
-                    run = partial(attack_method, kind, options, relation, budget, trials=trials, **terms)
-                    yield Job(name=f"{name}, {', '.join(words)}", run=run, quick=first)
+        for options, schema, relation, budget in itertools.product(forms(kind), stages(kind), Relation, BUDGETS):
+            form = [k if v is True else f"{v}" for k, v in options.items()]
+            table = ["tables"] * (isinstance(schema, TableSchema) and len(stages(kind)) > 1)
+            words = [*form, *table, relation.value, *["pure"] * (budget.delta == 0)]
+            first = name in _QUICK and relation is Relation.ADD_REMOVE and budget.delta > 0
+            # Noise of pure privacy is drawn call by call, in hundreds of dimensions.
+            trials = 10_000 if quick else 100_000 if budget.delta else 300
+            run = partial(attack_method, kind, options, relation, budget, schema, trials=trials, **terms)
+            yield Job(name=f"{name}, {', '.join(words)}", run=run, quick=first)
 
 
 _QUICK = ("merf", "pge", "slicing", "mst")
