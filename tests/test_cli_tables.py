@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from dpgm.cli import BAD_INPUT, OK, REFUSED, main
+from dpgm.evaluation.scores import Cell as BarCell
+from dpgm.evaluation.scores import panels
 from dpgm.evaluation.table_figures import describe, figures
 from dpgm.schema import Column, TableSchema
 
@@ -45,6 +47,18 @@ def words(folder: Path, out: Path, *more: str) -> list[str]:
 def run(folder: Path) -> Path:
     assert main(words(folder, folder / "run", "--test", str(folder / "test.csv"), "--public")) == OK
     return folder / "run"
+
+
+def test_scores_without_real_train_records_do_not_speak_of_them() -> None:
+    metrics = {"utility": {"boosting": {"auc": 0.8}}, "fidelity": {"KMarginal": 700.0}}
+    useful, close = panels(metrics, "1")
+    assert useful.columns == ("Synthetic",)
+    assert "beside" not in useful.intro
+    assert close.rows[0].cells[0] == BarCell(text="700", share=0.7)
+    metrics["utility"]["real_boosting"] = {"auc": 0.9}
+    useful, _ = panels(metrics, "1")
+    assert len(useful.columns) == len(useful.rows[0].cells) == 2
+    assert "not private" in useful.intro
 
 
 def test_a_run_leaves_a_table_and_its_scores(run: Path) -> None:
@@ -155,3 +169,21 @@ def test_crowded_values_have_bars_of_their_own_and_bars_say_what_they_hold() -> 
     assert len(gain["bars"]) == 9
     assert x["synthetic"] == pytest.approx([0.1] * 10, abs=2e-3)
     assert x["bars"][0] == "0 to 0.1"
+
+
+def test_bars_are_named_by_their_values_and_none_is_empty() -> None:
+    schema = TableSchema(columns=(Column(name="wage", kind="number", low=0, high=1e6, decimals=2),))
+    wages = np.r_[np.zeros(50), np.linspace(800, 90_000, 50).round(2)][:, None]
+    [column] = describe(wages, None, schema)["columns"]
+    assert column["bars"][0] == "0"
+    assert column["bars"][-1].endswith("90,000")
+    assert min(column["synthetic"]) > 0.04
+
+
+def test_figures_say_in_numbers_what_differs_most() -> None:
+    schema = TableSchema(columns=tuple(Column(name=n, kind="boolean") for n in "abc"))
+    bits = np.array(list(np.ndindex(2, 2, 2)), float)
+    page = figures(describe(bits, np.where(np.arange(3) == 1, bits[:, :1], bits), schema))
+    assert "a and b: 0.00, real 1.00" in page
+    assert page.count("<td>false</td>") == 3
+    assert "Furthest from real" not in figures(describe(bits, None, schema))

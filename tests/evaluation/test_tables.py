@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dpgm.evaluation import tables
 from dpgm.evaluation.tables import evaluate_table, fidelity, utility
 from dpgm.evaluation.utility import public_door
 from dpgm.schema import Column, Rows, SchemaError, TableSchema
@@ -39,6 +40,7 @@ def learnable(n: int, seed: int) -> NDArray[np.float64]:
 
 def test_fidelity_is_what_sdmetrics_says() -> None:
     found = fidelity(made_up(200, 2), made_up(150, 5), SCHEMA)
+    assert 0 < found.pop("KMarginal") < 1000 * found["PairSimilarity"]  # triples differ more than pairs
     assert found == pytest.approx(
         {
             "KSComplement": 0.7745652173913044,
@@ -52,7 +54,27 @@ def test_fidelity_is_what_sdmetrics_says() -> None:
 
 def test_a_table_is_perfectly_like_itself() -> None:
     table = made_up(100, 3)
-    assert fidelity(table, table, SCHEMA) == pytest.approx(dict.fromkeys(fidelity(table, table, SCHEMA), 1.0))
+    found = fidelity(table, table, SCHEMA)
+    assert found == pytest.approx({**dict.fromkeys(found, 1.0), "KMarginal": 1000.0})
+
+
+def test_k_marginal_sees_what_no_pair_shows() -> None:
+    schema = TableSchema(columns=tuple(Column(name=n, kind="boolean") for n in "abc"))
+    bits = np.array(list(np.ndindex(2, 2, 2)), float)
+    even = np.repeat(bits[bits.sum(1) % 2 == 0], 2, axis=0)  # the third is the others' exclusive or
+    found = fidelity(even, bits, schema)
+    assert found["PairSimilarity"] == pytest.approx(1.0)
+    assert found["KMarginal"] == pytest.approx(500.0)
+    pairs = TableSchema(columns=schema.columns[:2])
+    assert "KMarginal" not in fidelity(even[:, :2], bits[:, :2], pairs)
+
+
+def test_k_marginal_takes_the_same_triples_of_every_wide_table() -> None:
+    assert tables._triples(4) == [(0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)]
+    chosen = tables._triples(30)
+    assert chosen == tables._triples(30)
+    assert len(set(chosen)) == len(chosen) == tables.TRIPLES
+    assert all(i < j < k < 30 for i, j, k in chosen)
 
 
 def test_utility_of_a_learnable_and_of_a_mislabelled_table() -> None:

@@ -36,8 +36,10 @@ _FIDELITY: Mapping[str, str] = {
     "PairSimilarity": "all pairs of columns: 1 less the total variation",
     "ContingencySimilarity": "pairs with a category: 1 less the total variation",
     "CorrelationSimilarity": "pairs of numbers: 1 less half the difference of the correlations",
-    "KMarginal": "triples of columns, out of 1,000",
+    "KMarginal": "triples of columns: 1,000 times 1 less the total variation",
 }
+_MOST: Mapping[str, float] = {"KMarginal": 1000}
+"""Best values of the scores that are not 1."""
 _PICTURES: Mapping[str, tuple[str, str]] = {
     "fid": ("FID", "Fréchet distance; 0 is best"),
     "kid": ("KID", "kernel distance; 0 is best"),
@@ -106,19 +108,21 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
     accuracy, utility = mapping(metrics.get("accuracy")), mapping(metrics.get("utility"))
     made = f" ({show(sizes['synthetic'])})" if sizes.get("synthetic") else ""
     real = f" ({show(sizes['real'])})" if sizes.get("real") else ""
-    beside = f"beside the same classifiers trained on real records{real}, which is not private."
+    known = any(k.startswith("real_") for k in (*accuracy, *utility))
+    beside = f", beside the same classifiers trained on real records{real}, which is not private." if known else "."
+    columns = _BESIDE if known else _BESIDE[:1]
     found = [
         Panel(
             intro="Accuracy on held-out real records of classifiers that were trained on synthetic records "
-            f"only{made}, {beside}",
-            columns=_BESIDE,
-            rows=_accuracy(accuracy),
+            f"only{made}{beside}",
+            columns=columns,
+            rows=_accuracy(accuracy, len(columns)),
         ),
         Panel(
             intro="Scores on held-out real records of classifiers that predict the label, trained on synthetic "
-            f"records only{made}, {beside}",
-            columns=_BESIDE,
-            rows=_utility({k: v for k, v in utility.items() if k not in RIVALS}),
+            f"records only{made}{beside}",
+            columns=columns,
+            rows=_utility({k: v for k, v in utility.items() if k not in RIVALS}, len(columns)),
         ),
         Panel(
             title=BESIDE_PRIVATE,
@@ -128,7 +132,7 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
             columns=("Right on real records",),
             rows=(
                 *(Row(name=NAMES[k], cells=(c,)) for k in RIVALS if (c := percent_cell(accuracy.get(k))) is not None),
-                *_utility({k: v for k, v in utility.items() if k in RIVALS}, columns=1),
+                *_utility({k: v for k, v in utility.items() if k in RIVALS}, 1),
             ),
         ),
         Panel(
@@ -145,8 +149,8 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
     return [panel for panel in found if panel.rows]
 
 
-def _accuracy(accuracy: Json) -> tuple[Row, ...]:
-    """A row for each classifier: trained on synthetic, and on real data where that is known."""
+def _accuracy(accuracy: Json, columns: int) -> tuple[Row, ...]:
+    """A row for each classifier: trained on synthetic, and on real data where there is a second column."""
     names = dict.fromkeys(k.removeprefix("real_") for k in accuracy if k not in RIVALS)
     if "cnn_soft" in accuracy:
         names.pop("cnn", None)  # the same net; what it learnt from real records stands beside
@@ -154,14 +158,16 @@ def _accuracy(accuracy: Json) -> tuple[Row, ...]:
         Row(
             name=NAMES.get(k, k),
             note=_NOTES.get(k, ""),
-            cells=(percent_cell(accuracy.get(k)), percent_cell(accuracy.get(f"real_{k.removesuffix('_soft')}"))),
+            cells=(percent_cell(accuracy.get(k)), percent_cell(accuracy.get(f"real_{k.removesuffix('_soft')}")))[
+                :columns
+            ],
             key=i == 0,
         )
         for i, k in enumerate(names)
     )
 
 
-def _utility(utility: Json, columns: int = 2) -> tuple[Row, ...]:
+def _utility(utility: Json, columns: int) -> tuple[Row, ...]:
     """A row for each classifier of a table and each of its measures; with one column, without real records."""
     rows: list[Row] = []
     for k in dict.fromkeys(k.removeprefix("real_") for k in utility):
@@ -177,10 +183,10 @@ def _utility(utility: Json, columns: int = 2) -> tuple[Row, ...]:
 def _fidelity(fidelity: Json, real: Json) -> tuple[Row, ...]:
     rows: list[Row] = []
     for name, value in _flat(fidelity, ()):
-        cells: tuple[Cell | None, ...] = (_share_cell(value),)
-        if real:
-            cells += (_share_cell(real.get(name)),)
-        rows.append(Row(name=name, note=_FIDELITY.get(name, ""), cells=cells))
+        shown = [value, real.get(name)] if real else [value]
+        rows.append(
+            Row(name=name, note=_FIDELITY.get(name, ""), cells=tuple(_share_cell(v, _MOST.get(name, 1)) for v in shown))
+        )
     return tuple(rows)
 
 
@@ -241,8 +247,8 @@ def percent_cell(value: Any) -> Cell | None:
     return Cell(text=percent(mean), share=_inside(mean), note=note)
 
 
-def _share_cell(value: Any) -> Cell | None:
-    """A score from 0 to 1 as it is; other numbers get no bar."""
+def _share_cell(value: Any, most: float = 1) -> Cell | None:
+    """A score from 0 to `most` as it is; other numbers get no bar."""
     mean = wording.mean_of(value)
     if mean is None:
         return None if value is None else Cell(text=show(value))
@@ -250,7 +256,9 @@ def _share_cell(value: Any) -> Cell | None:
     if isinstance(value, Mapping) and is_number(value.get("low")) and is_number(value.get("high")):
         note = f"{value['low']:.3f} to {value['high']:.3f}, {value.get('n')} seeds"
     return Cell(
-        text=f"{mean:.3f}" if abs(mean) <= 1 else f"{mean:.4g}", share=mean if 0 <= mean <= 1 else None, note=note
+        text=f"{mean:.3f}" if abs(mean) <= 1 else f"{mean:.4g}",
+        share=mean / most if 0 <= mean <= most else None,
+        note=note,
     )
 
 

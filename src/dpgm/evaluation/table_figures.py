@@ -69,7 +69,8 @@ def _bars(x: NDArray[np.float64], column: Column) -> tuple[list[str], Any]:
     else:
         edges = _edges(x[~np.isnan(x)], column)
         inner = edges[1:-1]
-        names = [_range(a, b, column) for a, b in itertools.pairwise(edges)]
+        step = _step(x[~np.isnan(x)], column)
+        names = [_range(a, b, column, step) for a, b in itertools.pairwise(edges)]
 
         def code(v: NDArray[np.float64]) -> NDArray[np.int64]:
             return np.searchsorted(inner, np.nan_to_num(v), side="right")
@@ -86,24 +87,31 @@ def _edges(known: NDArray[np.float64], column: Column) -> NDArray[np.float64]:
         return np.array(column.bounds)
     values, counts = np.unique(known, return_counts=True)
     crowded = values[counts > len(known) / 5]
-    step = 1.0 if column.whole else 1e-9 * max(1.0, float(np.abs(known).max()))
+    step = _step(known, column)
     rest = known[~np.isin(known, crowded)]
     tenths = np.quantile(rest, np.linspace(0, 1, 11 - 2 * len(crowded))) if len(rest) else rest
     tenths = np.floor(tenths) if column.whole else tenths
-    edges = np.unique(np.concatenate([tenths[:-1], crowded, crowded + step]))
+    edges = np.unique(np.concatenate([[known.min()], tenths[1:-1], crowded, crowded + step]))
     edges = edges[edges <= known.max()]
     return np.append(edges, float(known.max()) + step)
 
 
-def _range(low: float, high: float, column: Column) -> str:
+def _step(known: NDArray[np.float64], column: Column) -> float:
+    """What lies between a crowded value and the next bar."""
+    return 1.0 if column.whole else 1e-9 * max(1.0, float(np.abs(known).max(initial=0.0)))
+
+
+def _range(low: float, high: float, column: Column, step: float) -> str:
     """A bar's values in words: the first, and the last where it differs."""
     first, last = _number(low, column), _number(high - 1 if column.whole else high, column)
-    return first if first == last else f"{first} to {last}"
+    return first if first == last or high - low < 1.5 * step else f"{first} to {last}"
 
 
 def _number(value: float, column: Column) -> str:
     if column.kind == "date":
         return str(np.datetime64(int(value), "D"))
+    low, high = column.bounds
+    value = round(value, max(0, 3 - math.floor(math.log10(high - low))))  # what its range lets one read
     return f"{value:,.0f}" if column.whole or abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -128,19 +136,19 @@ def figures(described: Any) -> Markup:
     columns, dependence = described["columns"], described["dependence"]
     key = '<span style="color:var(--curve)">&#9632;</span> synthetic'
     if "real" in columns[0]:
-        key += ' &nbsp; <span style="color:var(--soft)">&#9632;</span> real, held out (not private)'
+        key += ' &nbsp; <span style="color:var(--soft);opacity:.45">&#9632;</span> real, held out (not private)'
     charts = "".join(_chart(c) for c in columns)
     maps = "".join(_map(dependence["names"], dependence[k], k) for k in ("synthetic", "real") if k in dependence)
     return Markup(
         "<section><h2>Column by column</h2>"
         f'<p class="soft small">{key}. Shares of the records; numbers in tenths of the synthetic values, '
-        "crowded values by themselves. Point at a bar for its values.</p>"
+        "crowded values by themselves.</p>"
         '<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(min(15rem,100%),1fr));gap:1rem 1.4rem">'
-        f"{charts}</div></section>"
+        f"{charts}</div>{_numbers(columns)}</section>"
         "<section><h2>How columns hang together</h2>"
         '<p class="soft small">Cramér&rsquo;s V of each pair of columns: 0 independent, 1 (full colour) determined. '
         "Columns stand from left to right as they do from top to bottom; pointing at a cell names its pair.</p>"
-        f'<div style="display:flex;flex-wrap:wrap;gap:1.4rem">{maps}</div></section>'
+        f'<div style="display:flex;flex-wrap:wrap;gap:1.4rem">{maps}</div>{_apart(dependence)}</section>'
     )
 
 
@@ -165,6 +173,35 @@ def _chart(column: Mapping[str, Any]) -> str:
         f'aria-label="shares of the values of {escape(column["name"])}">{svg}</svg>'
         f'<div class="soft small" style="display:flex;justify-content:space-between;gap:.5rem">{ends}</div></figure>'
     )
+
+
+def _numbers(columns: Sequence[Mapping[str, Any]]) -> str:
+    """Every bar as a line of a table, folded away."""
+    kinds = [k for k in ("synthetic", "real") if k in columns[0]]
+    head = "".join(f'<th class="n">{k}</th>' for k in kinds)
+    rows = "".join(
+        f"<tr><td>{escape(c['name']) if i == 0 else ''}</td><td>{escape(bar)}</td>"
+        + "".join(f'<td class="n">{100 * c[k][i]:.1f} %</td>' for k in kinds)
+        + "</tr>"
+        for c in columns
+        for i, bar in enumerate(c["bars"])
+    )
+    return (
+        '<details><summary>The same in numbers</summary><div class="wide"><table>'
+        f"<thead><tr><th>Column</th><th>Values</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )
+
+
+def _apart(dependence: Mapping[str, Any]) -> str:
+    """The pairs of columns whose dependence differs most from that of real records; nothing without these."""
+    if "real" not in dependence:
+        return ""
+    names, s, r = (dependence[k] for k in ("names", "synthetic", "real"))
+    pairs = sorted(itertools.combinations(range(len(names)), 2), key=lambda p: -abs(s[p[0]][p[1]] - r[p[0]][p[1]]))
+    lines = "".join(
+        f"<li>{escape(names[i])} and {escape(names[j])}: {s[i][j]:.2f}, real {r[i][j]:.2f}</li>" for i, j in pairs[:5]
+    )
+    return f'<h3>Furthest from real</h3><ul class="small">{lines}</ul>' if lines else ""
 
 
 def _map(names: Sequence[str], values: Sequence[Sequence[float]], title: str) -> str:

@@ -27,6 +27,8 @@ from dpgm.schema.table import Table
 
 BINS = 10
 """Equal bins of the real values' range, for numbers beside categories, as SDMetrics has it."""
+TRIPLES = 100
+"""Triples of columns that the k-marginal score looks at, the same ones for every table of as many columns."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -34,11 +36,13 @@ BINS = 10
 
 
 def fidelity(real: Table, synthetic: Table, schema: TableSchema) -> dict[str, float]:
-    """Closeness of one- and two-way marginals, each score from 0 to 1 (equal).
+    """Closeness of one-, two- and three-way marginals, each score from 0 to 1 (equal) but for the last.
 
     `KSComplement`: 1 - sup |F - G|, mean over columns of numbers. `TVComplement`: 1 - TV, mean over categories.
     `ContingencySimilarity`: 1 - TV of a pair, mean over pairs with a category (numbers in 10 bins; missing is a value).
     `CorrelationSimilarity`: 1 - |r - r'|/2, mean over pairs of numbers. `PairSimilarity`: 1 - TV, mean over all pairs.
+    `KMarginal`: 1,000 (1 - TV), mean over `TRIPLES` triples of columns, or all where there are no more; the score of
+    NIST's contests and of its excerpts of the American Community Survey, with the bins of the others.
 
     Args:
         real: records [n, columns], e.g. the test part; the scores are plain, *not private*, statistics of it.
@@ -64,7 +68,19 @@ def fidelity(real: Table, synthetic: Table, schema: TableSchema) -> dict[str, fl
         elif (r := _correlation(real[:, [i, j]])) is not None:
             s = _correlation(synthetic[:, [i, j]])
             found.setdefault("CorrelationSimilarity", []).append(1 - abs(r - s) / 2 if s is not None else 0.5)
+    for triple in _triples(len(codes)):
+        both = [np.concatenate(codes[j]) for j in triple]
+        _, code = np.unique(np.ravel_multi_index(both, [1 + int(c.max(initial=0)) for c in both]), return_inverse=True)
+        found.setdefault("KMarginal", []).append(1000 * _overlap(code[: len(real)], code[len(real) :]))
     return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _triples(q: int) -> list[tuple[int, ...]]:
+    """Sets of three of q columns: all, or a public choice of `TRIPLES`."""
+    every = list(itertools.combinations(range(q), 3))
+    if len(every) <= TRIPLES:
+        return every
+    return [every[i] for i in np.sort(np.random.default_rng(0).permutation(len(every))[:TRIPLES])]
 
 
 def _codes(x: NDArray[np.float64], y: NDArray[np.float64], *, is_discrete: bool) -> tuple[NDArray[Any], NDArray[Any]]:

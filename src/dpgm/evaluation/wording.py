@@ -127,6 +127,13 @@ def summary(
     if mine is not None:
         line = f"A classifier that saw nothing but samples is right on {100 * mine:.1f} % of real records"
         lines.append(f"{line}; one that saw real records, on {100 * real:.1f} %." if real is not None else f"{line}.")
+    utility = metrics.get("utility") or {}
+    mine, real = (mean_of((utility.get(k) or {}).get("auc")) for k in ("boosting", "real_boosting"))
+    if mine is not None:
+        line = (
+            f"A classifier that saw nothing but samples predicts the label of real records with a ROC AUC of {mine:.3f}"
+        )
+        lines.append(f"{line}; one that saw real records, of {real:.3f}." if real is not None else f"{line}.")
     fidelity = mean_of((metrics.get("fidelity") or {}).get("PairSimilarity"))
     if fidelity is not None:
         lines.append(f"The joint shares of two columns agree with those of real records to {100 * fidelity:.0f} %.")
@@ -223,6 +230,12 @@ def edges(
     add(
         "minor",
         accuracy and not isinstance(_named(accuracy), Mapping),
+        "One seed was run: the scores carry no interval.",
+    )
+    scores = [v for v in (metrics.get("utility") or {}).values() if isinstance(v, Mapping)]
+    add(
+        "minor",
+        any(not isinstance(v.get("auc"), Mapping) for v in scores),
         "One seed was run: the scores carry no interval.",
     )
     score = mean_of(_named(accuracy))
