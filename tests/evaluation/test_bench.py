@@ -331,12 +331,20 @@ def test_the_leaderboard_shows_what_there_is(results: dict[str, Any]) -> None:
     for words in ("81.00", "2 seeds", "FID[lenet-mnist]", "boom: pge", "2 failed", "refuted", "Two &lt;methods&gt;"):
         assert words in page, words
     assert "arXiv 2210.09929" in page
+    assert "real records, not private: 99.00 %" in page, "a line across both charts"
     assert not re.search(r"(src|href)=|https?://", page), "it asks nothing of anybody"
     for line in results["summary"]:
         for key, value in line.items():
             if isinstance(value, dict):
                 line[key] = {"mean": value["mean"], "low": 0.79, "high": 0.83, "n": 5}
     assert "79 to 83 %, 5 seeds" in board.render(results)
+
+
+def test_tables_are_judged_by_pairs_of_columns_where_pictures_have_an_fid() -> None:
+    pictures = {"features": "lenet-mnist", "fid": {"mean": 3.5}}
+    assert board.closeness([{}, pictures]) == ("fid", "FID[lenet-mnist]")
+    assert board.closeness([{"fidelity_PairSimilarity": 0.9}]) == ("fidelity_PairSimilarity", "PairSimilarity")
+    assert board.closeness([{}]) == ("", "")
 
 
 def test_the_page_for_a_repository_says_the_same(results: dict[str, Any]) -> None:

@@ -137,8 +137,8 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
         ),
         Panel(
             title="How close the samples are",
-            intro="Closeness to held-out real records, from 0 to 1 (the same); real records of the same number reach "
-            "what the second column says."
+            intro="Closeness to held-out real records, from 0 to 1 (the same); real train records reach what the "
+            "second column says."
             if metrics.get("real_fidelity")
             else "Closeness to held-out real records, from 0 to 1 (the same).",
             columns=_BESIDE if metrics.get("real_fidelity") else ("Synthetic",),

@@ -210,9 +210,8 @@ def evaluate_table(
         reference: what `reference_table` returned for the same test part and seed before, instead of `real`.
 
     Returns:
-        `fidelity` {score: 0 to 1}, `figures` (see `table_figures.describe`),
-        `utility` {`logreg`, `boosting`, `real_logreg`, `real_boosting`} where there is a
-        label, `sizes`, `seconds` and `exposures`.
+        `fidelity` {score: value}, `figures` (see `table_figures.describe`), `utility` {`logreg`, `boosting`,
+        `real_logreg`, `real_boosting`} and `real_fidelity` where there is a label, `sizes`, `seconds` and `exposures`.
 
     Raises:
         SchemaError: data that do not fit the schema or are empty, or a reference made otherwise.
@@ -241,6 +240,8 @@ def evaluate_table(
         elif real is not None:
             kept = reference_table(real, test, schema=schema, seed=seed)
         found["utility"] |= kept["utility"]
+        if "real_fidelity" in kept:
+            found["real_fidelity"] = kept["real_fidelity"]
     return {
         **found,
         "sizes": {**kept["sizes"], **sizes},

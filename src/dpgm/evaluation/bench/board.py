@@ -48,6 +48,14 @@ def view(results: Mapping[str, Any]) -> Json:
     }
 
 
+def closeness(lines: Sequence[Json]) -> tuple[str, str]:
+    """Which number says how close samples are, and its head: FID for pictures, PairSimilarity for tables; or none."""
+    if features := next((line["features"] for line in lines if line.get("features")), ""):
+        return "fid", f"FID[{features}]"
+    name = "PairSimilarity"
+    return (f"fidelity_{name}", name) if any(f"fidelity_{name}" in line for line in lines) else ("", "")
+
+
 def _set(data: str, every: Sequence[Json], papers: Sequence[Json], paint: Mapping[str, str]) -> Json:
     """Tables and charts of one data set."""
     own = [line for line in every if line["data"] == data and line["n"]]
@@ -65,15 +73,22 @@ def _set(data: str, every: Sequence[Json], papers: Sequence[Json], paint: Mappin
         against_seconds.setdefault(line["row"], []).append(seconds)
     rivals = [line["row"] for line in private if line["method"] in _CLASSIFIERS]
     at = {e: [line for line in private if line["epsilon"] == e] for e in epsilons}
-    tables = [{"epsilon": f"{e:g}", "rows": _rows(lines, real, paint)} for e, lines in at.items()]
-    empty = {"rows": _rows([], real, paint), "epsilon": None}
+    level = real[0]["score"]["mean"] if real else None
+    measure, head = closeness(own)
+    tables = [{"epsilon": f"{e:g}", "rows": _rows(lines, real, paint, measure)} for e, lines in at.items()]
+    empty = {"rows": _rows([], real, paint, measure), "epsilon": None}
     return {
         "data": data,
         "judge": _judges(private, real),
-        "features": next((line["features"] for line in own if line.get("features")), ""),
+        "close": head,
+        "level": level is not None,
         "tables": tables or [empty],
-        "by_epsilon": chart(against_epsilon, paint, label="epsilon", joined=True, ticks=epsilons, dashed=rivals),
-        "by_seconds": chart(against_seconds, paint, label="seconds of CPU, from data to samples", joined=False),
+        "by_epsilon": chart(
+            against_epsilon, paint, label="epsilon", joined=True, ticks=epsilons, dashed=rivals, level=level
+        ),
+        "by_seconds": chart(
+            against_seconds, paint, label="seconds of CPU, from data to samples", joined=False, level=level
+        ),
         "legend": [(name, paint[name]) for name in against_epsilon],
         "shapes": list(zip([f"{e:g}" for e in epsilons], ("circle", "square", "triangle", "diamond"), strict=False)),
         "papers": _papers(data, papers, epsilons),
@@ -87,7 +102,7 @@ def _judges(private: Sequence[Json], real: Sequence[Json]) -> str:
     return " or ".join(dict.fromkeys(str(line["judge"]).replace("_", " ") for line in lines))
 
 
-def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str]) -> list[Json]:
+def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str], measure: str) -> list[Json]:
     """Rows of a table, best first; real records, which are no competitor, stand on top."""
     best = max((x["score"]["mean"] for x in private if x["method"] not in _CLASSIFIERS), default=None)
     rival = max((x["score"]["mean"] for x in private if x["method"] in _CLASSIFIERS), default=None)
@@ -101,8 +116,8 @@ def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str
             "note": interval(x["score"], scale=100, unit="%"),
             "best": x["method"] != REAL and x["score"]["mean"] == best and x["method"] not in _CLASSIFIERS,
             "loses": rival is not None and x["method"] not in (*_CLASSIFIERS, REAL) and x["score"]["mean"] < rival,
-            "fid": number(x.get("fid")),
-            "fid_note": interval(x.get("fid")),
+            "close": number(x.get(measure)),
+            "close_note": interval(x.get(measure)),
             "seconds": "" if x["method"] == REAL else duration(x["seconds"]["mean"]),
             "cpu": "" if x["method"] == REAL else f"{duration(x['cpu_seconds']['mean'])} of CPU",
             "memory": f"{x['peak_memory_mb']['mean']:.0f} MB",

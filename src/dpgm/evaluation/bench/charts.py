@@ -47,6 +47,7 @@ def chart(
     joined: bool,
     ticks: Sequence[float] | None = None,
     dashed: Sequence[str] = (),
+    level: float | None = None,
 ) -> str:
     """An SVG of the series, or "" where there is nothing to draw.
 
@@ -57,6 +58,7 @@ def chart(
         joined: connect the points of a series.
         ticks: marks of the horizontal axis; by default powers of ten, and 2 and 5 between them.
         dashed: names drawn thin and dashed: what is only to be compared with.
+        level: score of real records, a dotted line across.
     """
     points = [p for ps in series.values() for p in ps]
     if not points:
@@ -64,8 +66,9 @@ def chart(
     x0, x1 = math.log10(min(p.x for p in points)), math.log10(max(p.x for p in points))
     pad = max(0.05, (x1 - x0) * 0.06)
     x0, x1 = x0 - pad, x1 + pad
-    bottom = min(p.y if p.low is None else p.low for p in points)
-    top = max(p.y if p.high is None else p.high for p in points)
+    levels = [] if level is None else [level]
+    bottom = min([*levels, *(p.y if p.low is None else p.low for p in points)])
+    top = max([*levels, *(p.y if p.high is None else p.high for p in points)])
     step = next(s for s in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if (top - bottom) / s <= 7 or s == 0.5)
     y0, y1 = step * math.floor(bottom / step - 0.2), min(1.0, step * math.ceil(top / step + 0.2))
 
@@ -82,6 +85,12 @@ def chart(
     for tick in ticks or _ticks(x0, x1):
         h, _ = at(tick, y0)
         out.append(f'<text x="{h:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
+    for value in levels:
+        _, v = at(10**x0, value)
+        out.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{v:.1f}" y2="{v:.1f}" class="real" stroke-dasharray="2 4">'
+            f"<title>real records, not private: {100 * value:.2f} %</title></line>"
+        )
     middle = (WIDTH + LEFT - RIGHT) / 2
     out.append(f'<text x="{middle:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{escape(label)}</text>')
     for name, ps in series.items():

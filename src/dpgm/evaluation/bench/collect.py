@@ -75,7 +75,8 @@ def _scores(metrics: Mapping[str, Any]) -> Json:
     found: Json = {f"accuracy_{k}": v for k, v in accuracy.items()}
     for name, values in metrics.get("utility", {}).items():
         found |= {f"{name}_{k}": v for k, v in values.items()}
-    found |= {f"fidelity_{k}": v for k, v in metrics.get("fidelity", {}).items()}
+    close = metrics.get("fidelity") or metrics.get("real_fidelity", {})  # real train records have no samples
+    found |= {f"fidelity_{k}": v for k, v in close.items()}
     found |= {"entropy": metrics["entropy"]} if "entropy" in metrics else {}
     for name in QUALITY:
         if name in metrics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpgm.evaluation.bench.board import duration, interval, number, percent
+from dpgm.evaluation.bench.board import closeness, duration, interval, number, percent
 from dpgm.evaluation.bench.collect import FAILED
 
 NAME = "results.md"
@@ -40,8 +40,8 @@ def _table(data: str, lines: list[dict[str, Any]]) -> list[str]:
     for line in lines:
         if line["n"]:
             rows.setdefault(line["row"], {})[line["epsilon"]] = line
-    features = next((x["features"] for x in lines if x.get("features")), "")
-    seen = [f"FID[{features}]"] if features else []
+    measure, close = closeness(lines)
+    seen = [close] if close else []
     head = ["row", *(f"epsilon {e:g}" for e in epsilons), *seen, "time", "CPU", "memory", "evidence"]
     out = [f"## {data}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, at in rows.items():
@@ -49,7 +49,7 @@ def _table(data: str, lines: list[dict[str, Any]]) -> list[str]:
         first = next(at[e] for e in (None, 1.0, *epsilons) if e in at)
         costs = [duration(first[k]["mean"]) if first["epsilon"] else "" for k in ("seconds", "cpu_seconds")]
         memory = f"{first['peak_memory_mb']['mean']:.0f} MB"
-        cells = [name, *scores, *(number(first.get("fid")) for _ in seen), *costs, memory, first["evidence"]]
+        cells = [name, *scores, *(number(first.get(measure)) for _ in seen), *costs, memory, first["evidence"]]
         out.append(f"| {' | '.join(cells)} |")
     shown = f"{1 if 1.0 in epsilons else epsilons[0]:g}" if epsilons else ""
     return [*out, "", *([f"Whatever is no score is at epsilon {shown}.", ""] if shown else [])]
