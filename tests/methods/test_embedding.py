@@ -157,6 +157,34 @@ def test_validation_coordinates_are_part_of_the_one_release() -> None:
     np.testing.assert_allclose(kept, 1 / math.hypot(1, 0.2), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"moments": 0.0}, "--net conv"),
+        ({"moments": 0.0, "net": "conv", "weights": (0.0, 0.0)}, "above 0"),
+        ({"weights": (-1.0, 1.0)}, "0 or more"),
+        ({"weights": (math.nan, 1.0)}, "0 or more"),
+        ({"waves": 65}, "64 cosine coefficients"),
+        ({"second": 0.5}, "has layers"),
+    ],
+)
+def test_features_that_would_make_an_empty_model_or_say_nothing_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(SchemaError, match=said):
+        dpgm.DPMEPF(**options).plan(SCHEMA, relation=Relation.ADD_REMOVE, budget=BUDGET)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 201])
+def test_fourier_features_come_in_pairs(dim: int) -> None:
+    with pytest.raises(SchemaError, match="even number"):
+        dpgm.DPMERF(dim=dim)
+
+
+def test_images_without_labels_need_none() -> None:
+    x, _ = _two_bars(30)
+    model = dpgm.fit(dpgm.DPMERF(dim=10, steps=1), x, classes=1, epsilon=1.0, delta=1e-5)
+    assert model.sample(2).images.shape == (2, 8, 8, 1)
+
+
 class _Plain(LabelledGenerator):
     """Its pictures are its latent vectors."""
 

@@ -104,13 +104,36 @@ def test_errors_about_files_say_what_to_do(trained: Path, tmp_path: Path) -> Non
     wide = ImageSchema(height=8, width=10, channels=1, classes=("a", "b"))
     with pytest.raises(SchemaError, match="train them again with --image-size"):
         dpgm.DPMEPF(features=f"trained:{trained}").encoder(wide)
-    with pytest.raises(SchemaError, match="one for each"):
+    with pytest.raises(SchemaError, match="for each of the features"):
         dpgm.DPMEPF(features="rff", weights=(1.0, 2.0))
 
 
 def test_the_command_asks_for_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["features", "train", "procedural", "--out", str(tmp_path / "F")]) == BAD_INPUT
     assert "--image-size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--image-size", "8", "--steps", "1"], "2 or more"),
+        (["--image-size", "4"], "8 or more"),
+        (["--image-size", "8", "--records", "0"], "--records is 0"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_train(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = ["features", "train", "procedural", "--channels", "1", "--out", str(tmp_path / "F"), *words]
+    assert main(made) == BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    arrays = {"body.weight": np.zeros((2, 2), np.float32)}
+    recipe = features.Recipe(kind="file", about={"network": "mobilenet-v2", "style": "imagenet"}, tensors=arrays)
+    with pytest.raises(SchemaError, match="not those of mobilenet-v2"):
+        features.build(recipe, SCHEMA, features.Look())
 
 
 def test_weights_of_others_are_features_and_are_named(tmp_path: Path) -> None:

@@ -79,6 +79,19 @@ def test_it_reads_digits_that_it_has_not_seen(digits):
     assert trained(x[:0]).shape == (0, 10)
 
 
+@pytest.mark.parametrize(("options", "said"), [({"dim": 0}, "dim is 0"), ({"pictures": 1}, "pictures 1")])
+def test_features_that_cannot_be_made_are_refused_before_anything_is_reserved(options, said):
+    with pytest.raises(SchemaError, match=said):
+        dataclasses.replace(SMALL, **options).plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+
+
+def test_one_class_leaves_nothing_to_tell():
+    one = ImageSchema(height=8, width=8, channels=1, classes=("only",), size=100)
+    for method in (SMALL, Labelled(generator=GENERATOR, labeller=SMALL)):
+        with pytest.raises(SchemaError, match="one class"):
+            method.plan(one, relation=Relation.ADD_REMOVE, budget=BUDGET)
+
+
 def test_noise_alone_moves_a_logit_by_what_the_rate_is_chosen_for():
     from torch import nn
 

@@ -129,6 +129,22 @@ def test_what_cannot_be_priced_is_refused():
         small(prior_share=0.0).plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 0}, "each stage needs"),
+        ({"privacy": "budget-split", "steps": 1}, "each stage needs"),
+        ({"privacy": "budget-split", "first_share": 1.0}, "each stage needs"),
+        ({"privacy": "budget-split", "first_share": 0.0}, "each stage needs"),
+        ({"privacy": "one-shot", "latent": 65}, "64 principal components"),
+        ({"warm_start": "components", "latent": 65}, "64 principal components"),
+    ],
+)
+def test_what_would_fail_after_something_is_paid_is_refused_before(options, said):
+    with pytest.raises(SchemaError, match=said):
+        plan_of(small(**options))
+
+
 def test_it_draws_digits_that_teach_a_classifier(digits):
     method = small(steps=60, rate=0.3, latent=6, hidden=64, local_steps=5, warm_start="components")
     batch = method.train(release_of(method, digits), seed=0).sample(1500, seed=1)

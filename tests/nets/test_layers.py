@@ -87,6 +87,12 @@ def test_a_tower_learns_instances_and_is_seeded() -> None:
     assert not tower.training
 
 
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_tower_can_be_trained_for_few_steps(steps: int) -> None:
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    train_tower(images, np.arange(4), n_classes=4, steps=steps, rng=np.random.default_rng(0), batch=4)
+
+
 def test_counts_of_the_parts_must_agree() -> None:
     features = layered()
     with pytest.raises(ValueError, match="one of each"):

@@ -112,7 +112,7 @@ def test_tweedie_score() -> None:
     assert torch.allclose(tweedie_score(mixture_denoiser)(x, 1.5), mixture_score(x, 1.5))
 
 
-@pytest.mark.parametrize("bad", [[1.0], [1.0, 2.0], [2.0, 1.0, -0.5]])
+@pytest.mark.parametrize("bad", [[1.0], [1.0, 2.0], [2.0, 1.0, -0.5], [math.nan, 0.0], [math.inf, 0.0]])
 def test_levels_are_checked(bad: list[float]) -> None:
     with pytest.raises(ValueError, match="falling"):
         heun(mixture_denoiser, bad)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dpgm.samplers import Kernel, State, anneal, chain, ddim, heun, hmc, mala, run, stalled, ula, unadjusted_hmc
 from dpgm.samplers.hamiltonian import MINIMAL_NORM
+from dpgm.samplers.kernel import Schedule
 
 COV = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)
 PRECISION = torch.linalg.inv(COV)
@@ -185,6 +186,33 @@ ALL = {
 @pytest.mark.parametrize("name", ALL)
 def test_contract(name: str) -> None:
     check_sampler(ALL[name], start(6, 0))
+
+
+@pytest.mark.parametrize("size", [0.0, -0.1, math.nan, math.inf, lambda step: 1.0 - step])
+def test_step_sizes_must_be_above_0(size: Schedule) -> None:
+    kernels = [
+        hmc(gauss_energy, score=gauss_score, step_size=size, n_leapfrog=2),
+        unadjusted_hmc(gauss_score, step_size=size, n_leapfrog=2),
+        mala(gauss_energy, score=gauss_score, step_size=size),
+        ula(gauss_score, step_size=size),
+    ]
+    for kernel in kernels:
+        with pytest.raises(ValueError, match="step size of step"):
+            run(kernel, start(3, 0), n_steps=2, rng=rng(0))
+
+
+def _lost_below_0(x: Tensor) -> Tensor:
+    return torch.where(x < 0, math.nan, 0.5 * x)
+
+
+@pytest.mark.parametrize(
+    "kernel", [ula(_lost_below_0, step_size=1e-3), heun(lambda x, s: _lost_below_0(x), [2.0, 1.0])]
+)
+def test_a_chain_that_would_leave_the_numbers_stays_put(kernel: Kernel) -> None:
+    x = torch.tensor([[5.0], [-5.0]], dtype=torch.float64)
+    state, info = kernel.step(rng(0), kernel.init(x))
+    assert info.divergent.tolist() == [False, True]
+    assert (state.x == x)[:, 0].tolist() == [False, True]
 
 
 def test_contract_catches_chains_that_mix() -> None:

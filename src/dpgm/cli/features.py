@@ -19,6 +19,7 @@ from dpgm.methods.features import Recipe, write_recipe
 from dpgm.schema import SchemaError
 
 PROCEDURAL = "procedural"
+_LEAST_STEPS, _LEAST_SIDE = 2, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,10 @@ def features_command(words: list[str]) -> int:
     options = parse("features", _Features, words, about="Fit public features to public images.")
     if not options.public:
         raise SchemaError("name at least one public set: dpgm features train fashion-mnist --out F.safetensors")
+    if options.steps is not None and options.steps < _LEAST_STEPS:
+        raise SchemaError(f"--steps is {options.steps}; allowed is {_LEAST_STEPS} or more")
+    if options.records < 1 or options.instances < 0:
+        raise SchemaError(f"--records is {options.records}, --instances {options.instances}; allowed: >= 1 and >= 0")
     screen = Screen(as_json=options.json)
     public = read_public(options)
     about, write = TRAINERS[options.kind](options, public, screen)
@@ -107,6 +112,8 @@ def read_public(options: _Features) -> PublicImages:
     channels = options.channels or (first.channels if first else None)
     if side is None or channels is None:
         raise SchemaError("give --image-size and --channels of the images that the features will see, e.g. 28 and 1")
+    if side < _LEAST_SIDE:
+        raise SchemaError(f"--image-size is {side}; allowed is {_LEAST_SIDE} or more, as it is halved three times")
     images, labels, names, classes = list[NDArray[np.uint8]](), list[NDArray[np.int64]](), list[str](), 0
     for source in options.public:
         if source == PROCEDURAL:

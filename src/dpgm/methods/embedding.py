@@ -217,6 +217,11 @@ class DPMERF(Embedding):
         ),
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim is not None and (self.dim < 2 or self.dim % 2):
+            raise SchemaError(f"dim is {self.dim}; allowed is an even number of 2 or more (half cosines, half sines)")
+
     def feature_map(self, schema: ImageSchema, tensors: Mapping[str, Any] | None = None) -> FeatureMap:
         """Random Fourier features of the pixels; wide kernels only where images are small and records few."""
         small = max(schema.height, schema.width) <= _SMALL

@@ -57,6 +57,11 @@ class Recipe:
         """Names of the public sets that the features were fitted on."""
         return tuple(self.about.get("public", ()))
 
+    @property
+    def layered(self) -> bool:
+        """Whether these are the layers of a network, which have second moments too."""
+        return self.kind in _NAMED
+
     def fingerprint(self) -> str:
         """Eight digits that tell two feature files apart; the weights are public, so a hash of them is."""
         digest = hashlib.blake2b(json.dumps(dict(self.about), sort_keys=True).encode(), digest_size=4)
@@ -217,7 +222,13 @@ def build(recipe: Recipe, schema: ImageSchema, look: Look) -> FeatureMap:
 
 def _network(recipe: Recipe, schema: ImageSchema, look: Look) -> FeatureMap:
     """Layers of another network; centres and radii come from made-up pictures."""
-    net = network(recipe.about, recipe.tensors)
+    try:
+        net = network(recipe.about, recipe.tensors)
+    except RuntimeError as error:
+        raise SchemaError(
+            f"the file's weights are not those of {recipe.about['network']}: their names or shapes differ; name the "
+            "network that they belong to"
+        ) from error
     pictures = procedural_images(
         _PICTURES, height=schema.height, width=schema.width, channels=schema.channels, rng=np.random.default_rng(0)
     )

@@ -46,7 +46,8 @@ def fit(
         x: private images [n, h, w] or [n, h, w, c] (or tensors [n, c, h, w]); uint8, or floats in [0, 1]. Or a pandas
             frame, with a `TableSchema`. Or a source that `dpgm run` takes: the name of a public set, or the path of a
             file or folder, with its schema; it is read after its price is reserved.
-        y: private labels [n], whole numbers from 0; left out for a frame or a source, which hold them.
+        y: private labels [n], whole numbers from 0; left out for a frame or a source, which hold them, and for images
+            of one class (classes=1).
         epsilon: privacy loss allowed, above 0.
         delta: slack allowed; by default 1/size rounded down to a power of ten. 0 asks for pure privacy.
         relation: which data sets are neighbours.
@@ -150,12 +151,12 @@ def _opened(
         if classes is None:
             raise SchemaError(
                 "the classes are not declared; pass classes=10 (or their names), or a schema: taking them from private "
-                "labels would publish which classes occur"
+                "labels would publish which classes occur; images without labels have classes=1"
             )
         names = class_names(classes) if isinstance(classes, int) else tuple(map(str, classes))
         height, width, channels = images.shape[1:]
         schema = ImageSchema(height=height, width=width, channels=channels, classes=names, size=size)
-    rows = _labelled(images, y)
+    rows = _labelled(images, y, schema.n_classes)
     return lambda: rows, schema
 
 
@@ -189,10 +190,14 @@ def _table(frame: Any, y: Any, schema: AnySchema | None) -> Rows:
     return Rows(table=to_numbers(frame, schema))
 
 
-def _labelled(images: NDArray[np.uint8], y: Any) -> Rows:
-    """Private images with labels as rows."""
+def _labelled(images: NDArray[np.uint8], y: Any, n_classes: int) -> Rows:
+    """Private images with labels as rows; of one class there is nothing to say."""
+    if y is None and n_classes == 1:
+        y = np.zeros(len(images), np.int64)
     if y is None:
-        raise SchemaError("labels are missing; pass y, one whole number for each image")
+        raise SchemaError(
+            "labels are missing; pass y, one whole number for each image, or classes=1 for images without labels"
+        )
     labels = _array(y, "labels")
     if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
         raise SchemaError(

@@ -29,7 +29,7 @@ from dpgm.nets.classifiers import to_unit
 from dpgm.nets.features import FeatureMap, Scattering
 from dpgm.nets.whitened import Whitened
 from dpgm.privacy.guarantee import Budget, Relation, Source
-from dpgm.schema import ImageSchema, Schema
+from dpgm.schema import ImageSchema, Schema, SchemaError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,10 @@ class Labeller(Method):
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The gradients with the smallest noise that the budget allows."""
+        if self.dim < 1 or self.pictures < 2:
+            raise SchemaError(f"dim is {self.dim}, pictures {self.pictures}; allowed are 1 or more, and 2 or more")
+        if schema.n_classes < 2:
+            raise SchemaError("the records have one class, which leaves a labeller nothing to tell; leave it out")
         plan = gradient_plan(
             schema, relation=relation, budget=budget, rate=self.rate, steps=self.steps, name="labeller-gradient"
         )

@@ -90,9 +90,20 @@ class DPMEPF(Embedding):
             raise SchemaError(
                 f"angles is {self.angles}, waves {self.waves}; allowed is 1 or more (or no waves, the default)"
             )
+        if self.net == "moments" and self.moments == 0:
+            raise SchemaError(
+                "moments is 0, but the net 'moments' begins at the law of the released moments; give --moments above "
+                "0, or --net conv"
+            )
         kinds = public.split(self.features)
-        if self.weights is not None and len(self.weights) != len(kinds):
-            raise SchemaError(f"--weights are {self.weights}; give one for each of the features '{self.features}'")
+        if self.weights is None:
+            return
+        if len(self.weights) != len(kinds) or not all(0 <= w < math.inf for w in self.weights):
+            raise SchemaError(
+                f"--weights are {self.weights}; give one number of 0 or more for each of the features '{self.features}'"
+            )
+        if self.moments == 0 and not any(self.weights):
+            raise SchemaError("moments and all --weights are 0; give one of them a weight above 0")
 
     def to_json(self) -> dict[str, Json]:
         """The configuration as plain JSON values, files by their last names."""
@@ -116,7 +127,14 @@ class DPMEPF(Embedding):
 
     def feature_map(self, schema: ImageSchema, tensors: Mapping[str, Any] | None = None) -> FeatureMap:
         """Moments first, then the features that are named."""
+        if self.waves is not None and self.waves > math.prod(schema.shape):
+            raise SchemaError(f"waves is {self.waves}; these images have {math.prod(schema.shape)} cosine coefficients")
         found = public.recipes(self.features) if tensors is None else public.unpack(self.features, tensors)
+        if tensors is None and self.second and not any(recipe.layered for recipe in found):
+            raise SchemaError(
+                f"second is {self.second}, but none of the features '{self.features}' has layers; leave it out, or "
+                "name a network: trained:FILE, file:WEIGHTS, torchvision:NAME"
+            )
         look = public.Look(second=self.second, angles=self.angles)
         weights = self.weights or (math.sqrt(0.5 / max(1, len(found))),) * len(found)
         return Mixture(

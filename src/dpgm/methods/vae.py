@@ -129,8 +129,7 @@ class DP2VAE(Method):
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """Fixed shares for the moments; the gradients get the smallest noise that the rest allows."""
         self._check_sampling()
-        if schema.size is None:
-            raise SchemaError("gradients need the declared number of records; give the schema a size")
+        size = self._check(schema)
         mu = accountant.gaussian_mu(budget)
         noise = {"vae-codes": 1 / (mu * math.sqrt(self._share("prior_share")))}
         if self._needs_components:
@@ -142,7 +141,7 @@ class DP2VAE(Method):
         scale = accountant.calibrate(
             lambda s: [(m.cost(relation), n) for m, n in items(s)], budget, relation=relation, low=0.3
         )
-        visits = self.steps * self.rate * schema.size
+        visits = self.steps * self.rate * size
         pixels = math.prod(schema.shape)
         return Plan(
             schema=schema,
@@ -151,7 +150,7 @@ class DP2VAE(Method):
             items=items(scale),
             details={"noise_multiplier": scale, "shares": noise},
             seconds=1e-9 * visits * self.draws * pixels * (self.local_steps if self.privacy == "local" else 1) * 50,
-            memory_mb=800 + 3e-6 * pixels * schema.size,
+            memory_mb=800 + 3e-6 * pixels * size,
         )
 
     @property
@@ -162,6 +161,28 @@ class DP2VAE(Method):
         """What is released about the codes; few of a unit normal law are longer than 1.2 sqrt(latent)."""
         radius = 1.2 * math.sqrt(self.latent)
         return CodeMoments(codes=None, latent=self.latent, n_classes=schema.n_classes, radius=radius)
+
+    def _check(self, schema: Schema) -> int:
+        """The declared number of records; what would only fail after something is paid is refused."""
+        if schema.size is None:
+            raise SchemaError("gradients need the declared number of records; give the schema a size")
+        first = self._first_steps
+        if self.steps - first < 1 or (self.privacy == "budget-split" and first < 1):
+            raise SchemaError(
+                f"steps is {self.steps}, {first} of them in the first stage; each stage needs 1 or more: raise steps, "
+                "or give first_share a value above 0 and below 1, e.g. 0.2"
+            )
+        if self._needs_components and self.latent > (most := PooledPixels(schema=schema).dim):
+            raise SchemaError(
+                f"latent is {self.latent}, but the pixels of these images have {most} principal components; allowed is "
+                f"1 to {most}"
+            )
+        return schema.size
+
+    @property
+    def _first_steps(self) -> int:
+        """Steps of the first stage, where there is one."""
+        return round(self.steps * self.first_share) if self.privacy == "budget-split" else 0
 
     def _check_sampling(self) -> None:
         check_sampling(temperature=self.temperature, movement=self.movement, sharpness=self.sharpness)
@@ -183,7 +204,7 @@ class DP2VAE(Method):
             evidence=Evidence.REFUTED if self.privacy == "published" else Evidence.PROVED,
             name="vae-gradient",
         )
-        first = round(self.steps * self.first_share) if self.privacy == "budget-split" else 0
+        first = self._first_steps
         moments = self._moments(schema)
         codes = Gaussian(query=moments, noise_std=noise["vae-codes"] * moments.sensitivity(relation), name="vae-codes")
         items: list[tuple[Mechanism[Any], int]] = [(step, self.steps - first), (codes, 1)]

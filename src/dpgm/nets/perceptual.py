@@ -115,7 +115,7 @@ def train_tower(
         images: public images uint8 `[n, h, w, c]`.
         labels: classes `[n]`; where there are none, give each image a class of its own.
         n_classes: number of classes.
-        steps: optimiser steps.
+        steps: optimiser steps, 2 or more.
         rng: source of every draw.
         batch: images a step.
         lr: highest learning rate.
@@ -129,7 +129,7 @@ def train_tower(
     initialise(head, draws)
     both = nn.ModuleList([tower, head]).train()
     optimiser = torch.optim.AdamW(both.parameters(), lr=lr, weight_decay=1e-2, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=max(0.2, 1.2 / steps))
     right: list[float] = []
     for step in range(steps):
         index = rng.integers(0, len(images), batch)

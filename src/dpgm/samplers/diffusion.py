@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dpgm.samplers.kernel import Info, Kernel, State, bare_state, free_info, per_chain
+from dpgm.samplers.kernel import Info, Kernel, State, bare_state, free_move, per_chain
 
 Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Noisy points [n, ...] and noise levels [n] to the expected clean points [n, ...]."""
@@ -33,8 +33,9 @@ def sigma_schedule(n_steps: int, *, sigma_min: float = 0.02, sigma_max: float = 
 
 def _levels(sigmas: Sequence[float]) -> tuple[float, ...]:
     levels = tuple(sigmas)
-    if len(levels) < 2 or levels[-1] < 0 or any(b >= a for a, b in itertools.pairwise(levels)):
-        raise ValueError(f"sigmas are {levels}; allowed are two or more strictly falling levels >= 0")
+    falling = all(a > b for a, b in itertools.pairwise(levels))
+    if len(levels) < 2 or not (falling and levels[-1] >= 0 and math.isfinite(levels[0])):
+        raise ValueError(f"sigmas are {levels}; allowed are two or more strictly falling finite levels >= 0")
     return levels
 
 
@@ -44,7 +45,7 @@ def _kernel(sigmas: Sequence[float], move: Callable[[torch.Generator, Tensor, fl
     def step(rng: torch.Generator, state: State) -> tuple[State, Info]:
         i = state.step
         x = state.x if i + 1 >= len(levels) else move(rng, state.x, levels[i], levels[i + 1])
-        return State(x, i + 1), free_info(x)
+        return free_move(state, x)
 
     return Kernel(bare_state, step)
 
@@ -61,8 +62,8 @@ def ddim(denoiser: Denoiser, sigmas: Sequence[float], *, eta: float = 0.0) -> Ke
         sigmas: falling noise levels, the last may be 0.
         eta: 0 (deterministic) to 1 (ancestral: the share of fresh noise of the reverse diffusion).
 
-    **Source**: Song, Meng, Ermon 2021, "Denoising diffusion implicit models", eq. (12) and (16), variance-exploding
-    parametrisation. **Differs from the paper**: nothing else.
+    **Source**: Song, Meng, Ermon 2021, "Denoising diffusion implicit models", eq. (12) and (16).
+    **Differs from the paper**: variance-exploding parametrisation.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; allowed is 0 (deterministic) to 1 (ancestral)")

@@ -6,6 +6,7 @@ counts chains, and nothing mixes them. All randomness comes from the generator t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -86,10 +87,10 @@ def bare_state(x: Tensor) -> State:
     return State(x)
 
 
-def free_info(x: Tensor) -> Info:
-    """The info of a step without accept rule: accepted, no energy, divergent where `x` is not finite."""
-    zeros = x.new_zeros(len(x))
-    return Info(zeros + 1, zeros, ~torch.isfinite(x.flatten(1)).all(1))
+def free_move(old: State, x: Tensor) -> tuple[State, Info]:
+    """A step to `x` without accept rule: every chain moves but those that would not be finite, which stay put."""
+    divergent, zeros = ~torch.isfinite(x.flatten(1)).all(1), x.new_zeros(len(x))
+    return State(torch.where(per_chain(divergent, x), old.x, x), old.step + 1), Info(zeros + 1, zeros, divergent)
 
 
 def per_chain(value: Tensor, x: Tensor) -> Tensor:
@@ -98,8 +99,15 @@ def per_chain(value: Tensor, x: Tensor) -> Tensor:
 
 
 def at(schedule: Schedule, step: int) -> float:
-    """The step size of step number `step` (from 0)."""
-    return schedule(step) if callable(schedule) else schedule
+    """The step size of step number `step` (from 0).
+
+    Raises:
+        ValueError: it is not above 0, or not finite.
+    """
+    size = schedule(step) if callable(schedule) else schedule
+    if not 0 < size < math.inf:
+        raise ValueError(f"the step size of step {step} is {size}; allowed is a finite number above 0")
+    return size
 
 
 def evaluator(energy: Energy, score: Score | None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

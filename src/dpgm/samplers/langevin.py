@@ -23,7 +23,7 @@ from dpgm.samplers.kernel import (
     at,
     bare_state,
     evaluator,
-    free_info,
+    free_move,
 )
 
 
@@ -42,7 +42,7 @@ def ula(score: Score, *, step_size: Schedule) -> Kernel:
     def step(rng: torch.Generator, state: State) -> tuple[State, Info]:
         h = at(step_size, state.step)
         x = state.x + h * score(state.x) + math.sqrt(2 * h) * _noise(state.x, rng)
-        return State(x, state.step + 1), free_info(x)
+        return free_move(state, x)
 
     return Kernel(bare_state, step)
 
