@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from dpgm.artefact import load_samples, save_samples
+from dpgm.artefact import load_model, load_samples, save_samples
+from dpgm.cli import OK, main
 from dpgm.methods.base import Note, Release, Resume, privatise
 from dpgm.methods.embedding import DPMERF
 from dpgm.methods.labelled import Labelled
@@ -253,3 +254,33 @@ def test_what_is_free_of_the_generator_is_free_of_both(release):
         method.retrained(dataclasses.replace(method, share=0.4))
     with pytest.raises(SchemaError, match="not by 'merf'"):
         method.retrained(method.generator)
+
+
+def test_it_reads_any_public_features_and_they_travel_in_the_release(digits, tmp_path):
+    file = tmp_path / "F.safetensors"
+    size = ["--image-size", "8", "--channels", "1", "--instances", "60", "--steps", "3"]
+    assert main(["features", "train", "procedural", *size, "--out", str(file)]) == OK
+    method = dataclasses.replace(SMALL, features=f"trained:{file}+rff", steps=30)
+    assert method.public_sets() == ("procedural",)
+    both = Labelled(generator=GENERATOR, labeller=method)
+    assert both.public_sets() == ("procedural",)
+    plan = both.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    assert "saw public data only: procedural" in plan.guarantee().headline()
+    release = privatise(both, open_curator(digits), plan, seed=0)
+    model = both.train(release, seed=0)
+    file.unlink()
+    model.save(tmp_path / "run")
+    again = load_model(tmp_path / "run")
+    x, y = digits
+    odds = again.classify(x[1400:])
+    assert odds is not None
+    assert (odds == model.classify(x[1400:])).all()
+    assert (odds.argmax(1) == y[1400:]).mean() > 0.5  # 0.1 by chance
+    assert again.release.method.retrained(both) is both  # as an interrupted run has it from the command line
+
+
+def test_features_must_be_named():
+    with pytest.raises(SchemaError, match="name one or more"):
+        Labeller(features="")
+    with pytest.raises(SchemaError, match="allowed are scattering"):
+        Labeller(features="nosuch")

@@ -242,3 +242,18 @@ def test_shrinkage_helps_and_knows_its_limits():
     assert left.max() < 1e-9
     got, _ = shrink_means(means, np.full(10, 100.0), np.zeros(12))
     assert np.ptp(got, axis=0).max() < 1e-6
+
+
+def test_pictures_may_be_refined_after_the_release_and_the_default_is_as_before(digits):
+    plain = model_of(PGE(), digits)
+    release = dataclasses.replace(plain.release, method=plain.release.method.retrained(PGE(refine=20)))
+    refined = release.method.train(release, seed=0)
+    assert refined.guarantee == plain.guarantee
+    a, b = (m.sample(30, seed=1).images.astype(float) for m in (plain, refined))
+    assert 0 < np.abs(a - b).mean() < 80
+    again = release.method.restore(release, refined.tensors())
+    assert (again.sample(30, seed=1).images == b).all()
+    kept = {name: t for name, t in refined.tensors().items() if not name.startswith("refiner.")}
+    assert (release.method.restore(release, kept).sample(30, seed=1).images == a).all()
+    with pytest.raises(SchemaError, match="only 'one-shot' is refined"):
+        PGE(privacy="dp-sgd", refine=20)

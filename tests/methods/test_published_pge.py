@@ -8,6 +8,7 @@ import pytest
 
 from dpgm.cli import OK, REFUSED, main
 from dpgm.mechanisms.perturbed import PerturbedProjections
+from dpgm.methods import published_pge
 from dpgm.methods.base import Resume, check_allowed, privatise
 from dpgm.methods.pge import PGE
 from dpgm.methods.published_pge import PARTS, Published
@@ -16,6 +17,7 @@ from dpgm.nets.procedural import procedural_images
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
+from dpgm.samplers import run
 from dpgm.schema import ImageSchema, Rows, SchemaError
 from dpgm.testing import check_method
 
@@ -156,6 +158,24 @@ def test_only_sampling_options_are_free():
         method.retrained(dataclasses.replace(method, published=dataclasses.replace(method.published, k=3)))
 
 
+@pytest.mark.parametrize(("floor", "below", "done"), [(50.0, 0.5, 3), (50.0, 0.0, 7), (1e-6, 0.5, 7)])
+def test_rounds_that_accept_nothing_end_early_where_that_is_asked(monkeypatch, floor, below, done):
+    seen = []
+
+    def counted(*args, **kw):
+        out = run(*args, **kw)
+        seen.append(len(out.acceptance))
+        return out
+
+    monkeypatch.setattr(published_pge, "run", counted)
+    method = published(rounds=7, n_leapfrog=1, step_floor=floor, stop_below=below)
+    plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    ledger = Ledger(None, relation=plan.relation, cap=BUDGET)
+    release = privatise(method, Curator(rows, schema=schema(), ledger=ledger), plan, seed=0, allow="refuted")
+    method.train(release, seed=0).sample(4, seed=0)
+    assert seen == [done]
+
+
 def test_no_artefact_has_the_path_of_a_vq_model(vq_file):
     method = published(residual=f"vq:{vq_file}")
     shown = method.to_json()["published"]
@@ -189,6 +209,7 @@ def test_the_loss_curve_is_passed_on():
         ({"residual": "vq:nowhere.safetensors"}, 8, "nowhere.safetensors cannot be read"),
         ({"net": "unet"}, 10, "multiples of 4: resize to 12"),
         ({"rounds": 0}, 8, "rounds is 0"),
+        ({"stop_below": 1.5}, 8, "share of moves"),
     ],
 )
 def test_bad_options(options, side, message):

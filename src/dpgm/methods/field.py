@@ -13,9 +13,11 @@ from torch import Tensor
 
 from dpgm.mechanisms.moments import unpack
 from dpgm.methods.base import Batch, Model, Release, Tensors
+from dpgm.methods.composed import part
 from dpgm.methods.laws import Array, Moments, class_laws, public_cells, shrink_means
 from dpgm.nets.coordinates import Coordinates
 from dpgm.nets.posterior import MixtureDenoiser
+from dpgm.nets.refiner import refiner_from
 from dpgm.privacy.mechanism import Json
 from dpgm.samplers import Kernel, hmc, run, tune_step_size
 
@@ -176,7 +178,8 @@ class FieldModel(Model):
 
     Args:
         release: what it was made from.
-        tensors: "weights" [k, per], "means" [k, per, dim], "factors" [k, per, dim, dim] (Cholesky) and "step_size" [1].
+        tensors: "weights" [k, per], "means" [k, per, dim], "factors" [k, per, dim, dim] (Cholesky) and "step_size" [1];
+            and, if pictures are sharpened, "refiner." and the name of each weight.
         coordinates: of images.
         look: kind of picture.
         rounds: rounds of dynamics, and leapfrog steps in each.
@@ -188,6 +191,8 @@ class FieldModel(Model):
         super().__init__(release)
         self._tensors, self._coordinates, self._look = tensors, coordinates, look
         self._rounds, self._n_leapfrog = rounds
+        weights = part(tensors, "refiner.")
+        self._refiner = refiner_from(weights, coordinates.channels) if weights else None
 
     def tensors(self) -> Tensors:
         """Weights, means and factors of the laws, and the step size."""
@@ -209,7 +214,10 @@ class FieldModel(Model):
 
     def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
         z = self.draw(labels, rng)
-        return Batch(images=self.finish(self.picture(z), z, rng), labels=labels)
+        x = self.picture(z)
+        if self._refiner is not None:
+            x = self._refiner.refined(x)
+        return Batch(images=self.finish(x, z, rng), labels=labels)
 
     def draw(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Array:
         """Coordinates [n, dim] of new samples."""

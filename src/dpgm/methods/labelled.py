@@ -53,15 +53,16 @@ class Labelled(Method):
     free: ClassVar[frozenset[str]] = frozenset({"mode"})
 
     def public_sets(self) -> tuple[str, ...]:
-        """Those of the generator."""
-        return self.generator.public_sets()
+        """Those of the generator, and of the labeller."""
+        return (*self.generator.public_sets(), *self.labeller.public_sets())
 
     def retrained(self, other: Method) -> Self:
         """`other`, if it differs from this method in free options only, those of the generator included."""
         if not isinstance(other, type(self)):
             return super().retrained(other)
-        super().retrained(dataclasses.replace(other, generator=self.generator))
+        super().retrained(dataclasses.replace(other, generator=self.generator, labeller=self.labeller))
         self.generator.retrained(other.generator)
+        self.labeller.retrained(other.labeller)
         return other
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:

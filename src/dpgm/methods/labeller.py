@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,20 +20,22 @@ from torch.nn import functional
 
 from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
 from dpgm.mechanisms.local_state import LocalState
+from dpgm.methods import features as public
 from dpgm.methods.base import Method, OnNote, Plan, Release, Resume, Talk, Tensors
 from dpgm.methods.classifier import ClassifierModel, gradient_plan
 from dpgm.methods.descent import Descent, descend
 from dpgm.methods.encoder import TorchEncoder, check_encoder
 from dpgm.nets.classifiers import to_unit
-from dpgm.nets.features import FeatureMap, Scattering
+from dpgm.nets.features import FeatureMap, Mixture, Scattering
 from dpgm.nets.whitened import Whitened
 from dpgm.privacy.guarantee import Budget, Relation, Source
+from dpgm.privacy.mechanism import Json
 from dpgm.schema import ImageSchema, Schema, SchemaError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labeller(Method):
-    """A linear softmax classifier on whitened scattering features, trained by DP-SGD with momentum.
+    """A linear softmax classifier on whitened public features, trained by DP-SGD with momentum.
 
     **Guarantee**: `steps` Poisson-sampled Gaussian gradients (docs/proofs/poisson-gradient.md).
     **Source**: Tramèr and Boneh 2021 (linear classifiers on scattering features).
@@ -48,6 +49,8 @@ class Labeller(Method):
         clip_norm: bound C on a record's gradient.
         wander: the learning rate is chosen so that noise alone moves a logit by this standard deviation.
         top_lr: largest learning rate, in units of 1 / C.
+        features: public features joined by +, as for `mepf`: scattering, rff, ntk, hermite, trained:FILE, file:WEIGHTS,
+            torchvision:NAME.
         dim: directions of the features that are kept.
         pictures: procedural pictures that the features are whitened with.
     """
@@ -70,10 +73,32 @@ class Labeller(Method):
     clip_norm: float = 0.1
     wander: float = 1.4
     top_lr: float = 60.0
+    features: str = "scattering"
     dim: int = 1500
     pictures: int = 4000
 
     MOMENTUM: ClassVar[float] = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not public.split(self.features):
+            raise SchemaError(f"features is '{self.features}'; name one or more of {public.KINDS}")
+
+    def to_json(self) -> dict[str, Json]:
+        """The configuration as plain JSON values, files by their last names."""
+        return {**super().to_json(), "features": public.short(self.features)}
+
+    def retrained(self, other: Method) -> Self:
+        """As for any method; the features travel in the release, so the place of their files does not matter."""
+        if not isinstance(other, type(self)):
+            return super().retrained(other)
+        mine, its = (dataclasses.replace(m, features=public.short(m.features)) for m in (self, other))
+        Method.retrained(mine, its)
+        return other
+
+    def public_sets(self) -> tuple[str, ...]:
+        """Names of the sets that the features were fitted on."""
+        return tuple(name for recipe in public.recipes(self.features) for name in recipe.public)
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The gradients with the smallest noise that the budget allows."""
@@ -81,8 +106,20 @@ class Labeller(Method):
             raise SchemaError(f"dim is {self.dim}, pictures {self.pictures}; allowed are 1 or more, and 2 or more")
         if schema.n_classes < 2:
             raise SchemaError("the records have one class, which leaves a labeller nothing to tell; leave it out")
+        found = public.recipes(self.features)
         plan = gradient_plan(
-            schema, relation=relation, budget=budget, rate=self.rate, steps=self.steps, name="labeller-gradient"
+            schema,
+            relation=relation,
+            budget=budget,
+            rate=self.rate,
+            steps=self.steps,
+            name="labeller-gradient",
+            rests_on=tuple(
+                f"the labeller's {recipe.kind} {recipe.fingerprint()} features saw public data only: "
+                + ", ".join(recipe.public)
+                for recipe in found
+                if recipe.public
+            ),
         )
         size = schema.size or 0
         return dataclasses.replace(plan, seconds=60 + 1e-3 * size, memory_mb=1000 + 0.003 * size)
@@ -98,10 +135,11 @@ class Labeller(Method):
         return min(even, self.top_lr / self.clip_norm)
 
     def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
-        """Train on released gradients; returns {"weight" [k, dim]}."""
+        """Train on released gradients; returns {"weight" [k, dim]}, and the features that came from files."""
         [(mechanism, calls)], schema = plan.items, plan.schema
         assert isinstance(mechanism, PoissonGradient)
-        encoder = TorchEncoder(module=features(schema, self.dim, self.pictures))
+        found = public.recipes(self.features)
+        encoder = TorchEncoder(module=self._whitened(schema, found))
         check_encoder(encoder, schema)
         net = _linear(encoder.dim, schema.n_classes)
         task = ModuleGradient(
@@ -112,7 +150,7 @@ class Labeller(Method):
         used = resume.used.get(0, 0)
         yield from descend(descent, asked, calls=calls, used=used, state=resume.state, stage="labeller")
         descent.finish()
-        return {"weight": net.weight.detach().numpy().copy()}
+        return {"weight": net.weight.detach().numpy().copy(), **public.pack(found)}
 
     def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> ClassifierModel:
         """The released classifier, as it is."""
@@ -124,7 +162,17 @@ class Labeller(Method):
 
     def trained(self, schema: Schema, tensors: Tensors) -> TrainedLabeller:
         """The labeller whose release holds `tensors`."""
-        return TrainedLabeller(features(schema, self.dim, self.pictures), torch.from_numpy(tensors["weight"]))
+        features = self._whitened(schema, public.unpack(self.features, tensors))
+        return TrainedLabeller(features, torch.from_numpy(tensors["weight"]))
+
+    def _whitened(self, schema: ImageSchema, found: list[public.Recipe]) -> Whitened:
+        """The features for images of this shape; the last four are kept, for they take seconds to make."""
+        key = (schema.shape, self.dim, self.pictures, *((r.kind, r.fingerprint()) for r in found))
+        if key not in _made:
+            if len(_made) == _MOST:
+                _made.pop(next(iter(_made)))
+            _made[key] = _make(schema, found, self.dim, self.pictures)
+        return _made[key]
 
 
 class TrainedLabeller:
@@ -148,11 +196,8 @@ class TrainedLabeller:
         return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.weight)), np.float32)
 
 
-def features(schema: ImageSchema, dim: int, pictures: int) -> Whitened:
-    """The labeller's public features for images of this shape; made once in a process."""
-    return _features(schema.height, schema.width, schema.channels, dim, pictures)
-
-
+_made: dict[tuple[Any, ...], Whitened] = {}
+_MOST = 4
 _states: WeakKeyDictionary[FeatureMap, LocalState] = WeakKeyDictionary()
 
 
@@ -161,20 +206,17 @@ def _state(module: FeatureMap) -> LocalState:
     return _states.setdefault(module, LocalState())
 
 
-@lru_cache(maxsize=4)
-def _features(height: int, width: int, channels: int, dim: int, pictures: int) -> Whitened:
-    base = Scattering(height=height, width=width, channels=channels)
+def _make(schema: ImageSchema, found: list[public.Recipe], dim: int, pictures: int) -> Whitened:
+    size: dict[str, Any] = {"height": schema.height, "width": schema.width, "channels": schema.channels}
+    if [recipe.kind for recipe in found] != ["scattering"]:
+        several = Mixture(*(public.build(recipe, schema, public.Look()) for recipe in found))
+        dim = min(dim, several.dim, pictures - 1)
+        return Whitened(several, **size, groups=0, signed=True, dim=dim, pictures=pictures)
+    base = Scattering(**size)
     maps = base.dim // (base.grid[0] * base.grid[1])
     together = next(d for d in range(3, maps + 1) if maps % d == 0)  # channels standardised as one group
-    return Whitened(
-        base,
-        height=height,
-        width=width,
-        channels=channels,
-        groups=maps // together,
-        dim=min(dim, base.dim, pictures - 1),
-        pictures=pictures,
-    )
+    dim = min(dim, base.dim, pictures - 1)
+    return Whitened(base, **size, groups=maps // together, dim=dim, pictures=pictures)
 
 
 def _cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:

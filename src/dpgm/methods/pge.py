@@ -19,7 +19,8 @@ from dpgm.mechanisms.cells import AboutCentres, CellKNorm, CellMoments
 from dpgm.mechanisms.noise import Gaussian
 from dpgm.mechanisms.perturbed import SOURCE
 from dpgm.mechanisms.scatter import CellScatter, MatrixLaplace
-from dpgm.methods.base import Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
+from dpgm.methods.base import Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors, reporter
+from dpgm.methods.composed import with_prefix
 from dpgm.methods.denoising import BY_GRADIENTS, Denoising
 from dpgm.methods.field import (
     COUNT_SHARE,
@@ -35,6 +36,7 @@ from dpgm.methods.field import (
 from dpgm.methods.laws import Array
 from dpgm.methods.published_pge import AS_PRINTED, Published
 from dpgm.nets.coordinates import Coordinates
+from dpgm.nets.refiner import train_refiner
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Relation, Source
 from dpgm.privacy.mechanism import Mechanism
@@ -86,6 +88,8 @@ class PGE(Method):
         wobble: strength of the random distortion of finished pictures, 0 or more; None follows `picture`.
         rounds: rounds of Hamiltonian dynamics, each ended by a Metropolis step.
         n_leapfrog: leapfrog steps in a round.
+        refine: steps of a small net that sharpens drawn pictures; it learns from made-up ones what the kept frequencies
+            leave out. 0 for none; "one-shot" only.
         denoising: options of the form by DP-SGD.
         published: options of the published form; all others belong to the sound ones.
     """
@@ -98,14 +102,20 @@ class PGE(Method):
     wobble: float | None = None
     rounds: int = 12
     n_leapfrog: int = 6
+    refine: int = 0
     denoising: Denoising = BY_GRADIENTS
     published: Published = AS_PRINTED
 
     name: ClassVar[str] = "pge"
     sources: ClassVar[tuple[Source, ...]] = (SOURCE,)
     free: ClassVar[frozenset[str]] = frozenset(
-        {"temperature", "wobble", "rounds", "n_leapfrog", "denoising", "published"}
+        {"temperature", "wobble", "rounds", "n_leapfrog", "refine", "denoising", "published"}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.refine and self.privacy != "one-shot":
+            raise SchemaError(f"refine is {self.refine}, but privacy is '{self.privacy}'; only 'one-shot' is refined")
 
     # ------------------------------------------------------------------------------------------------ private half
 
@@ -230,7 +240,12 @@ class PGE(Method):
             "factors": np.linalg.cholesky(covariances).astype(np.float32),
         }
         model = self._field(release, {**tensors, "step_size": np.array([0.3], np.float32)})
-        return self._field(release, {**tensors, "step_size": np.array([model.tuned(seed)], np.float32)})
+        tensors["step_size"] = np.array([model.tuned(seed)], np.float32)
+        if self.refine:
+            report = reporter(on_note, "refine", self.refine)
+            net = train_refiner(coordinates, steps=self.refine, seed=seed, on_step=report)
+            tensors |= with_prefix({name: t.numpy() for name, t in net.state_dict().items()}, "refiner.")
+        return self._field(release, tensors)
 
     def restore(self, release: Release, tensors: Tensors) -> Model:
         """The field from its laws, or from the network's weights."""

@@ -20,7 +20,7 @@ from dpgm.nets.score import Label, ScoreNet
 from dpgm.nets.unet import ScoreUNet
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import Json
-from dpgm.samplers import pge_steps, run, unadjusted_hmc
+from dpgm.samplers import pge_steps, run, stalled, unadjusted_hmc
 from dpgm.samplers.hamiltonian import Metropolis, VelocityLaw
 from dpgm.schema import Schema, SchemaError
 
@@ -58,6 +58,7 @@ class Published(Method):
         step_size: lambda0, decayed as lambda0 (N / m)^2 in round m.
         step_floor: least step; 0 leaves the printed decay as it is.
         velocity: law of the initial velocity.
+        stop_below: end the rounds once three in a row accepted less than this share of the moves; 0 never does.
         metropolis: accept rule: from the line integral of the score, the printed ratio of scores, or none.
     """
 
@@ -77,13 +78,14 @@ class Published(Method):
     n_leapfrog: int = 6
     step_size: float = 1e-5
     step_floor: float = 0.02
+    stop_below: float = 0.0
     velocity: VelocityLaw = "gaussian"
     metropolis: Metropolis = "line_integral"
 
     name: ClassVar[str] = "pge-published"
     sources: ClassVar[tuple[Source, ...]] = (SOURCE,)
     free: ClassVar[frozenset[str]] = frozenset(
-        {"rounds", "n_leapfrog", "step_size", "step_floor", "velocity", "metropolis"}
+        {"rounds", "n_leapfrog", "step_size", "step_floor", "stop_below", "velocity", "metropolis"}
     )
 
     def to_json(self) -> dict[str, Json]:
@@ -120,6 +122,8 @@ class Published(Method):
                 f"rounds is {self.rounds}, n_leapfrog {self.n_leapfrog}, step_size {self.step_size}, step_floor "
                 f"{self.step_floor}; allowed are 1 or more, 1 or more, above 0, and 0 or more"
             )
+        if self.stop_below > 1:
+            raise SchemaError(f"stop_below is {self.stop_below}; allowed is a share of moves, 0 to 1")
         code = self._code()
         try:
             shape = self._code_shape(schema, code)
@@ -265,4 +269,5 @@ class NetworkField(Model):
             metropolis=o.metropolis,
         )
         start = torch.rand(len(y), schema.channels, schema.height, schema.width, generator=coins)
-        return run(kernel, start, n_steps=o.rounds, rng=coins).x.nan_to_num(0.0)
+        stop = stalled(below=o.stop_below) if o.stop_below else None
+        return run(kernel, start, n_steps=o.rounds, rng=coins, stop=stop).x.nan_to_num(0.0)

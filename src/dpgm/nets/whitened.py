@@ -16,8 +16,8 @@ _BATCH = 250
 class Whitened(FeatureMap):
     """z(x) = u / |u| with u = A^T (r(x) - m): centred, partly whitened, cut to `dim` directions, of norm below 1.
 
-    r(x) is f(x)^power (negative features count as 0), standardised in groups and scaled to unit norm. m and the
-    eigenpairs (l_j, v_j) are mean and covariance of r over procedural pictures, and
+    r(x) is f(x)^power (negative features count as 0, or keep their sign), standardised in groups and scaled to unit
+    norm. m and the eigenpairs (l_j, v_j) are mean and covariance of r over procedural pictures, and
     A_j = v_j (l_j + ridge * mean l)^(-1/2). No record is involved. A linear classifier trained with isotropic noise has
     the best of its signal where the features are large: whitening puts it there.
 
@@ -26,7 +26,8 @@ class Whitened(FeatureMap):
         height: image height in pixels.
         width: image width in pixels.
         channels: colour channels.
-        groups: number of groups that are standardised apart.
+        groups: number of groups that are standardised apart; 0 leaves that step out.
+        signed: features may be negative, and keep their sign: sign(f) |f|^power.
         power: exponent; 0.5 evens out large and small features.
         dim: directions kept; at most the number of pictures less one.
         ridge: share of the mean eigenvalue added to all; 0 whitens fully, large values not at all.
@@ -45,6 +46,7 @@ class Whitened(FeatureMap):
         width: int,
         channels: int,
         groups: int = 1,
+        signed: bool = False,
         power: float = 0.5,
         dim: int = 1500,
         ridge: float = 0.3,
@@ -55,7 +57,7 @@ class Whitened(FeatureMap):
         if not 1 <= dim <= most:
             raise ValueError(f"dim is {dim}; {pictures} pictures of {features.dim} features allow 1 to {most}")
         super().__init__(f"whitened-{features.name}", dim, features.provenance)
-        self.features, self.groups, self.power = features, groups, power
+        self.features, self.groups, self.power, self.signed = features, groups, power, signed
         shown = procedural_images(
             pictures, height=height, width=width, channels=channels, rng=np.random.default_rng(seed)
         )
@@ -72,7 +74,10 @@ class Whitened(FeatureMap):
         return normalise((self._raw(x) - self.mean) @ self.basis, 0)
 
     def _raw(self, x: Tensor) -> Tensor:
-        return normalise((self.features(x).clamp(min=0) + TINY).pow(self.power), self.groups)
+        f = self.features(x)
+        if self.signed:
+            return normalise(f.sign() * (f.abs() + TINY).pow(self.power), self.groups)
+        return normalise((f.clamp(min=0) + TINY).pow(self.power), self.groups)
 
 
 def _whitening(centred: Tensor, dim: int, ridge: float) -> Tensor:
