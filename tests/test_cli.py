@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dpgm import artefact
-from dpgm.cli import BAD_INPUT, COMMANDS, OK, REFUSED, USAGE, main
+from dpgm.cli import BAD_INPUT, COMMANDS, INTERRUPTED, OK, REFUSED, USAGE, main
 
 SMALL = ["--dim", "200", "--steps", "20", "--samples", "60"]
 
@@ -175,6 +175,78 @@ def test_runs_on_the_same_records_are_added_up(run: Path, tmp_path: Path, capsys
     assert alone < value["epsilon"] < 2 * alone
     assert main(["total", str(run), str(run)]) == REFUSED
     assert main(["total", str(tmp_path / "none")]) == REFUSED
+
+
+def test_runs_on_one_ledger_stay_under_its_cap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, quick = tmp_path / "study.ledger", ["--dim", "50", "--steps", "1", "--samples", "10", "--evaluate", "False"]
+
+    def run(name: str, *more: str) -> int:
+        return main(["run", "digits", *quick, "--ledger", str(study), "--out", str(tmp_path / name), *more])
+
+    assert run("a") == REFUSED
+    assert "--cap 3" in capsys.readouterr().err
+    assert run("a", "--cap", "0.5") == REFUSED  # less than one run
+    assert not study.exists()
+    assert run("a", "--cap", "1.3") == OK
+    assert f"{study.name}: epsilon 1 of 1.3" in capsys.readouterr().err.replace("\n", "")
+    assert run("b", "--cap", "2") == REFUSED
+    assert "leave --cap out" in capsys.readouterr().err
+    before = study.read_bytes()
+    assert main(["plan", "digits", "--ledger", str(study)]) == REFUSED
+    assert run("b") == REFUSED
+    assert "so ask for less" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+    assert main(["plan", "digits", "--ledger", str(study), "--epsilon", "0.2", "--json"]) == OK
+    assert 1 < json.loads(capsys.readouterr().out)["shared"]["epsilon"] < 1.2
+    assert study.read_bytes() == before
+    assert run("b", "--epsilon", "0.2") == OK
+    capsys.readouterr()
+    assert main(["total", str(study), "--json"]) == OK
+    value = json.loads(capsys.readouterr().out)
+    part = value["runs"][str(study)]
+    assert (part["runs"], part["cap"]) == (["a", "b"], 1.3)
+    assert 1 < value["epsilon"] < 1.2
+    assert main(["total", str(study), str(tmp_path / "a")]) == REFUSED
+    assert "counts twice" in capsys.readouterr().err
+
+
+def test_a_killed_run_goes_on_with_its_shared_ledger_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, out = tmp_path / "study.ledger", tmp_path / "a"
+    words = [
+        "run",
+        "digits",
+        "--dim",
+        "50",
+        "--steps",
+        "1",
+        "--samples",
+        "10",
+        "--evaluate",
+        "False",
+        "--out",
+        str(out),
+    ]
+    mine = ["--ledger", str(study), "--cap", "1"]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dpgm.privacy.ledger.Ledger.deliver", killed)
+        assert main([*words, *mine]) == INTERRUPTED
+    capsys.readouterr()
+    assert main(words) == REFUSED
+    assert "shared ledger was 'study.ledger', is None" in capsys.readouterr().err
+    assert main([*words, *mine]) == OK
+    kinds = [json.loads(line)["kind"] for line in study.read_text().splitlines()]
+    assert (kinds.count("reserve"), kinds.count("repeat"), kinds.count("deliver")) == (1, 1, 1)
+    assert main(["plan", "digits", "--cap", "1"]) == REFUSED
+    assert "--ledger study.ledger" in capsys.readouterr().err
+    own = ["--ledger", str(tmp_path / "b" / "ledger.jsonl"), "--cap", "1", "--out", str(tmp_path / "b")]
+    assert main(["run", "digits", *own]) == BAD_INPUT
+    assert not (tmp_path / "b").exists()
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

@@ -341,7 +341,7 @@ def test_a_ledger_keeps_whose_account_it_is(tmp_path: Path) -> None:
         ledger.describe({"data": "a", "schema": {"classes": ["x"]}})
     with Ledger(tmp_path / "ledger.jsonl", **terms) as ledger:
         for facts in ({"data": "b", "schema": {"classes": ["x"]}}, {"data": "a", "schema": {"classes": ["y"]}}):
-            with pytest.raises(PrivacyError, match="the account of other records"):
+            with pytest.raises(PrivacyError, match="the account of another run"):
                 ledger.describe(facts)
     assert len(ledger.entries) == 2
 

@@ -88,13 +88,13 @@ def test_a_forged_event_is_found_out_by_the_plan(folder: Path):
     """More noise than was drawn, and an epsilon that goes with it: everything but the plan agrees."""
     from dpgm.privacy import accountant
     from dpgm.privacy.guarantee import Relation
-    from dpgm.privacy.ledger import cost_from_json
+    from dpgm.privacy.mechanism import Cost
 
     def louder(entry: dict[str, Any]) -> None:
         if entry["kind"] == "reserve":
             for item in entry["plan"]:
                 item["cost"]["noise_multiplier"] *= 2
-            costs = [(cost_from_json(i["cost"]), i["count"]) for i in entry["plan"]]
+            costs = [(Cost.from_json(i["cost"]), i["count"]) for i in entry["plan"]]
             entry["epsilon"] = accountant.epsilon_of(costs, delta=entry["delta"], relation=Relation.ADD_REMOVE)
 
     rechain(folder / "ledger.jsonl", louder)
@@ -162,16 +162,21 @@ def test_private_records_are_looked_at_by_permission_only(tmp_path: Path, capsys
     np.savez(own, x_train=images[::2], y_train=labels[::2], x_test=images[1::2], y_test=labels[1::2])
     data = [str(own), "--classes", "10", "--size", "900", "--image-size", "8", "--channels", "1"]
     out = tmp_path / "run"
-    assert main(["run", *data, "--method", "pge", "--out", str(out), "--samples", "500", "--json"]) == 0
+    study = ["--ledger", str(tmp_path / "study.ledger")]
+    run = ["run", *data, "--method", "pge", "--out", str(out), "--samples", "500", "--json"]
+    assert main([*run, *study, "--cap", "2"]) == 0
     capsys.readouterr()
     assert main(["audit", str(out), *data, "--kind", "membership"]) == 4
     assert "--allow exposure" in capsys.readouterr().err
     assert "expose" not in (out / "ledger.jsonl").read_text("utf-8")
     assert main(["audit", str(out), *data, "--kind", "all", "--trials", "200"]) == 0
     assert "membership was not looked at" in capsys.readouterr().out
-    assert main(["audit", str(out), *data, "--kind", "membership", "--allow", "exposure"]) == 0
-    entries = [json.loads(line) for line in (out / "ledger.jsonl").read_text("utf-8").splitlines()]
-    assert entries[-1]["kind"] == "expose"
+    look = ["audit", str(out), *data, "--kind", "membership", "--allow", "exposure"]
+    assert main(look) == 4
+    assert "shares the ledger study.ledger, which must know of the look" in capsys.readouterr().err
+    assert main([*look, *study]) == 0
+    for file in (out / "ledger.jsonl", tmp_path / "study.ledger"):
+        assert json.loads(file.read_text("utf-8").splitlines()[-1])["kind"] == "expose", file
     assert "membership inference" in (out / "report.html").read_text("utf-8")
     assert main(["audit", str(out), *data, "--kind", "consistency"]) == 0
     assert "not private beside the promise: membership inference" in capsys.readouterr().out

@@ -48,3 +48,63 @@ def test_a_source_that_cannot_be_paid_is_not_read(tmp_path) -> None:
     kinds = [json.loads(line)["kind"] for line in book.read_text().splitlines()]
     assert kinds.count("reserve") == 1
     assert kinds.count("charge") == 1
+
+
+# --- several fits on one ledger ---------------------------------------------------------------------------------------
+
+IMAGES, LABELS = np.zeros((20, 8, 8), np.uint8), np.zeros(20, int)
+TERMS = {"classes": 10, "epsilon": 1.0, "delta": 1e-5}
+
+
+def no_rows(*_):
+    raise AssertionError("the rows were read")
+
+
+def test_fits_share_a_ledger_and_its_cap(tmp_path) -> None:
+    path, cap = tmp_path / "study.ledger", dpgm.Budget(epsilon=1.6, delta=1e-5)
+    with dpgm.Ledger(path, cap=cap) as study:
+        first = dpgm.fit(METHOD, IMAGES, LABELS, **TERMS, ledger=study)
+        assert first.guarantee.epsilon == pytest.approx(study.guarantee().epsilon)
+    second = dpgm.fit(METHOD, IMAGES, LABELS, **TERMS, ledger=path, name="again")  # the file keeps its cap
+    with dpgm.Ledger(path, cap=cap) as study:
+        assert second.guarantee.epsilon <= 1 < study.guarantee().epsilon <= 1.6
+        before = path.read_bytes()
+        with pytest.raises(dpgm.BudgetExceeded, match=r"'third' brings the total .* so ask for less"):
+            dpgm.fit(METHOD, IMAGES, LABELS, **TERMS, ledger=study, name="third")
+        with pytest.raises(dpgm.PrivacyError, match="was handed out"):  # the same cell once more
+            dpgm.fit(METHOD, IMAGES, LABELS, **TERMS, ledger=study)
+        with pytest.raises(dpgm.PrivacyError, match="under 'add/remove one', this run under 'replace one'"):
+            dpgm.fit(METHOD, IMAGES, LABELS, **TERMS, ledger=study, name="x", relation=dpgm.Relation.REPLACE)
+        assert path.read_bytes() == before
+
+
+def test_a_fit_that_a_crash_interrupted_goes_on_under_its_name(monkeypatch) -> None:
+    study = dpgm.Ledger(None, cap=dpgm.Budget(epsilon=1.0, delta=1e-5))
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dpgm.Ledger, "deliver", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            dpgm.fit(METHOD, IMAGES, LABELS, **TERMS, ledger=study)
+    price = study.guarantee().epsilon
+    model = dpgm.fit(METHOD, IMAGES, LABELS, **TERMS, ledger=study)
+    assert study.guarantee().epsilon == price
+    for promise in (study.guarantee(), model.guarantee):
+        assert "an answer that a crash interrupted never left the process" in promise.assumptions
+
+
+def test_bounds_are_not_asked_for_where_the_method_behind_them_would_not_fit(monkeypatch) -> None:
+    pd = pytest.importorskip("pandas")
+    column = dpgm.Column(name="wage", kind="number", private_bounds=True)
+    schema = dpgm.TableSchema(columns=(column, dpgm.Column(name="ill", kind="boolean")), size=100)
+    frame = pd.DataFrame({"wage": np.arange(100.0), "ill": np.arange(100) % 2 == 0})
+    study = dpgm.Ledger(None, cap=dpgm.Budget(epsilon=1.2, delta=1e-5))
+    slicing = dpgm.Slicing(components=2, steps=1)
+    dpgm.fit(slicing, frame, schema=schema, epsilon=1.0, delta=1e-5, ledger=study)
+    lines = len(study.entries)
+    monkeypatch.setattr("dpgm.privacy.curator.Curator.answer", no_rows)
+    with pytest.raises(dpgm.BudgetExceeded, match="'more' brings"):
+        dpgm.fit(slicing, frame, schema=schema, epsilon=0.9, delta=1e-5, ledger=study, name="more")
+    assert len(study.entries) == lines

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from dpgm.privacy import ledger as ledger_module
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
+from dpgm.privacy.together import Part, reopen, shared
 from dpgm.schema import ImageSchema, Rows
 
 SCHEMA = ImageSchema(height=1, width=1, channels=1, classes=("a", "b"))
 SINGLE, MANY, COUNT = "single", "many", 3
+OWN, SHARED = "ledger.jsonl", "shared.jsonl"
+TERMS: dict[str, Any] = {"relation": Relation.ADD_REMOVE, "cap": Budget(epsilon=5.0, delta=1e-5)}
 
 
 class Kill:
@@ -89,7 +93,8 @@ def run(folder: Path, stage: int | None, twin: str) -> None:
         Ledger.deliver = lambda self, label, item: None  # type: ignore
     if twin == "forgets blocks":
         Ledger.used = lambda self, label, item: 0  # type: ignore
-    with Ledger(folder / "ledger.jsonl", relation=Relation.ADD_REMOVE, cap=Budget(epsilon=5.0, delta=1e-5)) as ledger:
+    with ExitStack() as stack:
+        ledger = stack.enter_context(opened(folder, stack, kill) if twin == "shared" else Ledger(folder / OWN, **TERMS))
         ledger._file = TornFile(ledger._file, kill)  # type: ignore
         kill.visit()
         rows = Rows(image=np.zeros((3, 1, 1, 1), np.uint8), label=np.array([0, 1, 1]))
@@ -111,6 +116,13 @@ def run(folder: Path, stage: int | None, twin: str) -> None:
     if kill.left >= 0:
         os._exit(3)  # the stage was never reached: there are no more
     os._exit(0)
+
+
+def opened(folder: Path, stack: ExitStack, kill: Kill) -> Part:
+    """The run's ledger within a shared one, both with torn writes."""
+    whole = stack.enter_context(shared(folder / SHARED, cap=Budget(epsilon=9.0, delta=1e-5)))
+    whole._file = TornFile(whole._file, kill)  # type: ignore
+    return Part(folder / OWN, **TERMS, whole=whole, name="run")
 
 
 def late_answer(self: Curator, mechanism: Any) -> Any:
@@ -141,13 +153,19 @@ def main(folder: Path, twin: str, stride: int) -> None:
             break
         again = [start(mine, stage // 2, twin), start(mine, None, twin), start(mine, None, twin)]
         lines = (mine / "tally").read_text().splitlines()
-        with Ledger(mine / "ledger.jsonl", relation=Relation.ADD_REMOVE, cap=Budget(epsilon=5.0, delta=1e-5)) as ledger:
+        with ExitStack() as stack:
+            own = stack.enter_context(Ledger(mine / OWN, **TERMS))
+            counted, label = own, "fit"
+            if twin == "shared":  # it must stand its ground alone, too
+                counted, label = stack.enter_context(reopen(mine / SHARED)), "run/fit"
+            own_used, ledger = [own.used("fit", 0), own.used("fit", 1)], counted
             kinds = [e["kind"] for e in ledger.entries]
             out.append(
                 {
                     "draws": {name: lines.count(f"draw {name}") for name in (SINGLE, MANY)},
                     "answers": {name: lines.count(f"answer {name}") for name in (SINGLE, MANY)},
-                    "used": [ledger.used("fit", 0), ledger.used("fit", 1)],
+                    "used": [ledger.used(label, 0), ledger.used(label, 1)],
+                    "own": own_used,
                     "repeats": kinds.count("repeat"),
                     "epsilon": ledger.guarantee().epsilon,
                     "assumptions": ledger.guarantee().assumptions,

@@ -50,6 +50,13 @@ def test_killed_anywhere_a_run_resumes_without_overdrawing(tmp_path: Path) -> No
     assert any(s["draws"]["many"] < RESERVED["many"] for s in stages), "no kill burnt a call: the test does not see it"
 
 
+def test_a_shared_ledger_alone_never_under_counts_either(tmp_path: Path) -> None:
+    stages = crashed(tmp_path, "shared", 6)
+    assert len(stages) > 12  # twice as many writes, every sixth point
+    assert not faults(stages)
+    assert not [s for s in stages if s["draws"]["many"] > s["own"][1]]
+
+
 @pytest.mark.parametrize(
     ("twin", "message"),
     [

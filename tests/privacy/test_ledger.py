@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dpgm.privacy import ledger as ledger_module
 from dpgm.privacy.accountant import gaussian_epsilon
 from dpgm.privacy.guarantee import Budget, BudgetExceeded, Evidence, PrivacyError, Relation, Source
-from dpgm.privacy.ledger import Ledger, cost_from_json, cost_to_json
+from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.mechanism import (
     BoundedRangeEvent,
     ClaimEvent,
@@ -195,12 +195,12 @@ EVENTS: list[Event] = [
 def test_costs_survive_the_file(event: Event) -> None:
     source = Source(key="k", title="Täglich", authors="A", year=2020, where="w", part="p")
     cost = Cost(event=event, name="n", evidence=Evidence.CLAIMED, sources=(source,), assumptions=("a", "b"))
-    assert cost_from_json(json.loads(json.dumps(cost_to_json(cost)))) == cost
+    assert Cost.from_json(json.loads(json.dumps(cost.to_json()))) == cost
 
 
 def test_unknown_events_are_refused() -> None:
     with pytest.raises(PrivacyError, match="update dpgm"):
-        cost_from_json({**cost_to_json(PLAN[0][0]), "event": "os"})
+        Cost.from_json({**PLAN[0][0].to_json(), "event": "os"})
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

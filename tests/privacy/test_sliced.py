@@ -110,7 +110,5 @@ def test_refusals():
 
 
 def test_events_survive_the_ledger():
-    from dpgm.privacy.ledger import cost_from_json, cost_to_json
-
     cost = Cost(event=SlicedGaussianEvent(5, 9), name="x")
-    assert cost_from_json(cost_to_json(cost)) == cost
+    assert Cost.from_json(cost.to_json()) == cost

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,9 @@ from dpgm.evaluation.utility import public_door
 from dpgm.privacy import accountant
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, Guarantee, PrivacyError, Relation
-from dpgm.privacy.ledger import Ledger, cost_from_json
+from dpgm.privacy.ledger import Ledger
+from dpgm.privacy.mechanism import Cost
+from dpgm.privacy.together import Part, reopen, shared_name
 from dpgm.schema import ImageSchema, Rows, SchemaError, schema_from_json
 
 
@@ -38,6 +42,7 @@ class _Folder:
             every report says so. Named public sets need no permission.
         pairs: pairs of a train and a held-out record, at most.
         trials: runs on each of two neighbouring data sets, at most.
+        ledger: the ledger that the run shares with others, in which the look is written as well.
         json: print one JSON object.
     """
 
@@ -47,6 +52,7 @@ class _Folder:
     allow: Literal["exposure"] | None = None
     pairs: int = 2_000
     trials: int = 20_000
+    ledger: Path | None = None
     json: bool = False
 
 
@@ -136,10 +142,25 @@ def _membership(options: _Folder, run: dict[str, Any]) -> Audit:
             f"{data.name} may be private, and membership inference looks at its train records; what it prints is not "
             "covered by epsilon. To have the look written in the ledger and go on, add --allow exposure"
         )
-    cap = Budget(epsilon=guarantee.epsilon, delta=guarantee.delta)
-    with Ledger(folder / LEDGER, relation=guarantee.relation, cap=cap, unit=guarantee.unit) as ledger:
+    with _open(folder, options.ledger) as ledger:
         door = Curator(data.train, schema=schema, ledger=ledger).expose  # type: ignore[arg-type]
         return audit_membership(samples, held_out, door=door, **terms)
+
+
+@contextmanager
+def _open(folder: Path, above: Path | None) -> Generator[Ledger]:
+    """The run's ledger, within the one that it shares with others, if it does."""
+    with reopen(folder / LEDGER) as own:
+        name, terms = shared_name(own.entries), {"cap": own.cap, "relation": own.relation}
+        if name is None:
+            yield own
+            return
+    if above is None or above.name != name:
+        raise PrivacyError(
+            f"the run shares the ledger {name}, which must know of the look, too: give its file, --ledger"
+        )
+    with reopen(above) as whole, Part(folder / LEDGER, **terms, whole=whole, name=folder.resolve().name) as part:
+        yield part
 
 
 def _costs(folder: Path) -> tuple[Guarantee, list[Any]]:
@@ -147,7 +168,7 @@ def _costs(folder: Path) -> tuple[Guarantee, list[Any]]:
     entries, doubts = read_ledger(folder / LEDGER)
     if not entries or doubts:
         raise SchemaError(f"the ledger of {folder} is missing or damaged; restore it from a copy")
-    costs = [(cost_from_json(i["cost"]), i["count"]) for e in entries if e["kind"] == "reserve" for i in e["plan"]]
+    costs = [(Cost.from_json(i["cost"]), i["count"]) for e in entries if e["kind"] == "reserve" for i in e["plan"]]
     opened = entries[0]
     guarantee = Guarantee(
         relation=Relation(opened["relation"]),

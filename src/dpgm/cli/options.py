@@ -13,6 +13,8 @@ import tyro
 from dpgm import methods
 from dpgm.methods.base import Method
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
+from dpgm.privacy.ledger import Ledger
+from dpgm.privacy.together import shared
 from dpgm.schema import AnySchema, SchemaError, TableSchema, default_delta, schema_from_json
 
 T = TypeVar("T")
@@ -116,6 +118,9 @@ class Privacy:
         relation: which data sets are neighbours.
         allow: run a method of weak evidence, for study; every artefact will say so.
         bounds_share: share of the budget for bounds, where the schema says "private_bounds".
+        ledger: file of an account that several runs on the same records share; each run is refused that would bring
+            their total above its cap.
+        cap: the most epsilon of all runs on that account together, at the delta of its first run, which states it.
     """
 
     epsilon: float = 1.0
@@ -123,6 +128,8 @@ class Privacy:
     relation: Literal["add-remove", "replace"] = "add-remove"
     allow: Literal["unsupported", "refuted"] | None = None
     bounds_share: float = 0.05
+    ledger: Path | None = None
+    cap: float | None = None
 
     def budget(self, schema: AnySchema) -> Budget:
         """The budget, with the default delta of the declared size."""
@@ -133,6 +140,34 @@ class Privacy:
             )
         delta = default_delta(schema.size or 2) if self.delta is None else self.delta
         return Budget(epsilon=self.epsilon, delta=delta)
+
+    def shared(self, budget: Budget, *, create: bool = True) -> Ledger | None:
+        """The account that `ledger` names, opened; None where it names none.
+
+        Args:
+            budget: of this run.
+            create: make a new file; otherwise a new account stays in memory.
+        """
+        if self.ledger is None:
+            if self.cap is not None:
+                raise PrivacyError("--cap holds for several runs on one account; name its file: --ledger study.ledger")
+            return None
+        if self.ledger.is_dir():
+            raise SchemaError(f"{self.ledger} is a folder; --ledger takes a file that several runs share")
+        cap = None if self.cap is None else Budget(epsilon=self.cap, delta=budget.delta)
+        if cap and not self.ledger.exists():
+            if cap.epsilon < budget.epsilon:
+                raise PrivacyError(f"--cap {cap.epsilon:g} is less than --epsilon {budget.epsilon:g} of one run alone")
+            if not create:
+                return Ledger(None, cap=cap, relation=RELATIONS[self.relation])
+        found = shared(self.ledger, cap=cap, relation=RELATIONS[self.relation])
+        if cap and cap.epsilon != found.cap.epsilon:
+            found.close()
+            raise PrivacyError(
+                f"the cap of {self.ledger.name} is epsilon {found.cap.epsilon:g}; it was stated before its first run "
+                "and does not change: leave --cap out"
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

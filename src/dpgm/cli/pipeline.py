@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ from dpgm.methods.base import Method, Model, Note, Plan, Release, check_allowed,
 from dpgm.methods.fit import check_public
 from dpgm.methods.options import LabelMode, check_count, check_seed, check_takes
 from dpgm.privacy.curator import Curator
-from dpgm.privacy.guarantee import Budget, PrivacyError, large_delta
+from dpgm.privacy.guarantee import Budget, PrivacyError, ceil_digits, large_delta
 from dpgm.privacy.ledger import Ledger
+from dpgm.privacy.together import Part
 from dpgm.schema import Rows, SchemaError, schema_from_json
 
 WAITS = (1.0, 5.0, 20.0, 60.0, 120.0, 240.0, 480.0)
@@ -110,14 +112,18 @@ def plan_command(words: list[str]) -> int:
     guarantee, screen = plan.guarantee(), Screen(as_json=options.json)
     if warning := large_delta(budget.delta, schema.size):
         screen.say(f"warning: {warning}")
-    asks = [{"mechanism": m.cost(plan.relation).name, "times": n} for m, n in plan.items]
+    asks = [{"mechanism": cost.name, "times": n} for cost, n in plan.costs()]
     if bounds.private_columns(schema):
         words_of_it = f"bounds ({options.privacy.bounds_share:.0%} of the budget; the rest is the method's)"
         asks.insert(0, {"mechanism": words_of_it, "times": 1})
+    with options.privacy.shared(budget, create=False) or nullcontext() as whole:
+        share = options.privacy.bounds_share
+        total = whole.afford("plan", bounds.prices(method, plan, share=share)) if whole else None
     value = {
         "method": method.to_json(),
         "schema": schema.to_json(),
         "guarantee": guarantee.to_json(),
+        "shared": {"epsilon": total, "cap": whole.cap.epsilon, "delta": whole.cap.delta} if whole else None,
         "plan": dict(plan.details),
         "asks": asks,
         "seconds": plan.seconds,
@@ -126,6 +132,7 @@ def plan_command(words: list[str]) -> int:
     lines = [
         guarantee.headline(),
         *(f"asks {a['times']} x {a['mechanism']}" for a in asks),
+        *([f"with all that {options.privacy.ledger} holds: {_of_cap(whole, total)}"] if whole else []),
         *(f"{k}: {v:.6g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plan.details.items()),
         f"expected: about {plan.seconds:.0f} s and {plan.memory_mb:.0f} MB on two CPU cores, before evaluation",
     ]
@@ -228,9 +235,8 @@ class _Job:
         plan = self.plan = self.method.plan(schema, relation=relation, budget=budget)
         check_allowed(plan.guarantee(), privacy.allow)
         self.screen.say(f"plan: {plan.guarantee().headline()}")
-        out.mkdir(parents=True, exist_ok=True)
-        with Ledger(out / LEDGER, relation=relation, cap=budget) as ledger:
-            ledger.describe(self.data.facts())
+        with ExitStack() as stack:
+            ledger = self._ledger(stack, budget)
             artefact.sweep(out)
             if bounds.private_columns(schema):
                 schema, plan = self._bounded(ledger, budget)
@@ -260,6 +266,24 @@ class _Job:
         write_json(out / TRAINING, curve)
         write_json(out / RUN, self.facts(model))
         return model
+
+    def _ledger(self, stack: ExitStack, budget: Budget) -> Ledger:
+        """The run's ledger, and the shared one above it; where that has no room for the run, nothing is written."""
+        out, privacy = self.options.output.out, self.options.privacy
+        path, terms = out / LEDGER, {"relation": RELATIONS[privacy.relation], "cap": budget}
+        if privacy.ledger and privacy.ledger.resolve() == path.resolve():
+            raise SchemaError(f"{path} is the ledger of this run alone; --ledger takes another file")
+        if whole := privacy.shared(budget):
+            stack.enter_context(whole)
+            assert self.plan
+            prices = bounds.prices(self.method, self.plan, share=privacy.bounds_share)
+            ledger = Part(path, **terms, whole=whole, name=out.resolve().name, prices=prices)
+            stack.callback(lambda: self.screen.say(f"all runs of {privacy.ledger}: {_of_cap(whole)}"))
+        else:
+            ledger = Ledger(path, **terms)
+        stack.enter_context(ledger)
+        ledger.describe({**self.data.facts(), "shared ledger": privacy.ledger and privacy.ledger.name})
+        return ledger
 
     def _trained(self) -> Model | None:
         """The model that an interrupted run has left, if the same options and seed made it."""
@@ -335,6 +359,11 @@ class _Job:
             **facts(model, data=self.data.name, seed=seed, command=self.words, screen=self.screen),
             "plan": details,
         }
+
+
+def _of_cap(whole: Ledger, total: float | None = None) -> str:
+    total = whole.guarantee().epsilon if total is None else total
+    return f"epsilon {ceil_digits(total)} of {whole.cap.epsilon:g}, delta {whole.cap.delta:g}"
 
 
 def _parse(command: str, options: type[Any], words: list[str], about: str) -> tuple[Any, Method]:

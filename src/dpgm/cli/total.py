@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -12,7 +14,8 @@ from dpgm.artefact import LEDGER
 from dpgm.cli.console import Screen
 from dpgm.cli.options import parse
 from dpgm.privacy.guarantee import PrivacyError
-from dpgm.privacy.together import reopen, together
+from dpgm.privacy.ledger import Ledger
+from dpgm.privacy.together import reopen, runs, shared_name, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class _Total:
     """What the command takes.
 
     Attributes:
-        runs: folders of runs, or their ledger files: all that was ever asked of the same records.
+        runs: folders of runs, ledger files that several runs share: all that was ever asked of the same records.
         delta: slack of the whole; by default the largest of the runs' own.
         json: print one JSON object.
     """
@@ -40,9 +43,32 @@ def total_command(words: list[str]) -> int:
         raise PrivacyError("a run is named twice; name each once, or its price counts twice")
     with ExitStack() as stack:
         ledgers = [stack.enter_context(reopen(path)) for path in paths]
+        _each_once(options.runs, ledgers)
         whole = together(ledgers, delta=options.delta)
-        parts = [ledger.guarantee() for ledger in ledgers]
-    lines = [f"{run}: {part.headline()}" for run, part in zip(options.runs, parts, strict=True)]
-    value = {**whole.to_json(), "runs": {str(r): p.to_json() for r, p in zip(options.runs, parts, strict=True)}}
+        parts = [_part(ledger) for ledger in ledgers]
+    lines = [_line(run, part) for run, part in zip(options.runs, parts, strict=True)]
+    value = {**whole.to_json(), "runs": {str(r): p for r, p in zip(options.runs, parts, strict=True)}}
     Screen(as_json=options.json).result(value, "\n".join([*lines, f"together: {whole.headline()}"]))
     return 0
+
+
+def _each_once(named: Sequence[Path], ledgers: Sequence[Ledger]) -> None:
+    """Refuse a run beside a ledger that it shares with others: its price would count twice."""
+    files = {path.name for path in named}
+    for path, ledger in zip(named, ledgers, strict=True):
+        if (above := shared_name(ledger.entries)) in files:
+            raise PrivacyError(f"{path} stands in {above} already; leave it out, or its price counts twice")
+
+
+def _part(ledger: Ledger) -> dict[str, Any]:
+    found: dict[str, Any] = ledger.guarantee().to_json()
+    if names := runs(ledger):
+        found |= {"cap": ledger.cap.epsilon, "left": ledger.left(), "runs": list(names)}
+    return found
+
+
+def _line(path: Path, part: dict[str, Any]) -> str:
+    line = f"{path}: {part['headline']}"
+    if "runs" in part:
+        line += f"\n  runs: {', '.join(part['runs'])}; cap: epsilon {part['cap']:g}; about {part['left']:.3g} is left"
+    return line

@@ -21,7 +21,7 @@ from dpgm.methods.options import check_count, check_option, check_seed, parse, t
 from dpgm.privacy import accountant
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, Guarantee, PrivacyError, Relation, Source
-from dpgm.privacy.mechanism import Json, Mechanism
+from dpgm.privacy.mechanism import Cost, Json, Mechanism
 from dpgm.schema import ImageSchema, Schema, SchemaError
 
 Tensors: TypeAlias = dict[str, NDArray[Any]]
@@ -53,9 +53,13 @@ class Plan:
     seconds: float = 0.0
     memory_mb: float = 0.0
 
+    def costs(self) -> list[tuple[Cost, int]]:
+        """Its prices under the relation, and how often each is paid."""
+        return [(m.cost(self.relation), n) for m, n in self.items]
+
     def guarantee(self) -> Guarantee:
         """The promise that the plan will give."""
-        costs = [(m.cost(self.relation), n) for m, n in self.items]
+        costs = self.costs()
         return Guarantee(
             relation=self.relation,
             unit="record",

@@ -90,6 +90,20 @@ def _written(column: Column, value: float) -> float | str:
     return date.fromordinal(int(value) + date(1970, 1, 1).toordinal()).isoformat()
 
 
+def prices(method: Method, plan: Plan, *, share: float = SHARE) -> list[tuple[Cost, int]]:
+    """What a whole run will ask: bounds, where some are private, and then the method.
+
+    Args:
+        method: what is run.
+        plan: its plan with the outer limits; prices do not depend on the bounds that will be found.
+        share: of the budget, for the bounds.
+    """
+    if not private_columns(plan.schema):
+        return plan.costs()
+    spent = _asked(plan.schema, plan.relation, plan.budget, share).cost(plan.relation), 1
+    return [spent, *rest(method, plan.schema, relation=plan.relation, budget=plan.budget, spent=spent).costs()]
+
+
 def price(curator: Curator, *, budget: Budget, share: float = SHARE) -> tuple[Cost, int]:
     """Reserve the bounds and say what they cost.
 
@@ -101,24 +115,22 @@ def price(curator: Curator, *, budget: Budget, share: float = SHARE) -> tuple[Co
     Raises:
         PrivacyError: the share is not, or delta is 0.
     """
-    asked = _asked(curator, budget, share)
+    asked = _asked(curator.schema, curator.ledger.relation, budget, share)
     curator.reserve("bounds", [(asked, 1)])
     return asked.cost(curator.ledger.relation), 1
 
 
 def find(curator: Curator, *, budget: Budget, share: float = SHARE) -> TableSchema:
     """Ask for the bounds that `price` reserved; the schema that they complete."""
-    asked = _asked(curator, budget, share)
     schema: Any = curator.schema
+    asked = _asked(schema, curator.ledger.relation, budget, share)
     return answered(schema, asked, curator.answer(asked))
 
 
-def _asked(curator: Curator, budget: Budget, share: float) -> Gaussian:
+def _asked(schema: Any, relation: Relation, budget: Budget, share: float) -> Gaussian:
     if not 0 < share < 1:
         raise PrivacyError(f"the share of the bounds is {share}; allowed is more than 0 and less than 1")
-    schema: Any = curator.schema
-    mu = math.sqrt(share) * accountant.gaussian_mu(budget)
-    return question(schema, relation=curator.ledger.relation, mu=mu)
+    return question(schema, relation=relation, mu=math.sqrt(share) * accountant.gaussian_mu(budget))
 
 
 def rest(method: Method, schema: Any, *, relation: Relation, budget: Budget, spent: tuple[Cost, int]) -> Plan:
@@ -131,8 +143,7 @@ def rest(method: Method, schema: Any, *, relation: Relation, budget: Budget, spe
     epsilon = accountant.gaussian_epsilon(math.sqrt(max(left, 1e-12)), budget.delta)
     for _ in range(60):
         plan = method.plan(schema, relation=relation, budget=dataclasses.replace(budget, epsilon=epsilon))
-        costs = [spent, *((m.cost(relation), n) for m, n in plan.items)]
-        if accountant.epsilon_of(costs, delta=budget.delta, relation=relation) <= budget.epsilon:
+        if accountant.epsilon_of([spent, *plan.costs()], delta=budget.delta, relation=relation) <= budget.epsilon:
             return plan
         epsilon *= 0.98  # plans that are not Gaussian compose to a little more
     raise BudgetExceeded("the bounds leave nothing for the method; raise epsilon, or lower --bounds-share")

@@ -110,7 +110,7 @@ class Denoising(Method):
             )
 
         noise = accountant.calibrate(
-            lambda s: [*((m.cost(relation), n) for m, n in first.items), (step(s).cost(relation), self.steps)],
+            lambda s: [*first.costs(), (step(s).cost(relation), self.steps)],
             budget,
             relation=relation,
             low=0.3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from operator import index
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpgm.methods import bounds
-from dpgm.methods.base import Method, Model, OnNote, privatise
+from dpgm.methods.base import Method, Model, OnNote, check_allowed, privatise
 from dpgm.methods.options import check_seed, check_takes
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, large_delta
 from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.mechanism import Reader
+from dpgm.privacy.together import Part, shared
 from dpgm.schema import AnySchema, ImageSchema, Rows, SchemaError, TableSchema, class_names, default_delta
 
 
@@ -34,7 +36,8 @@ def fit(
     classes: int | Sequence[str] | None = None,
     size: int | None = None,
     seed: int = 0,
-    ledger: str | Path | None = None,
+    ledger: str | Path | Ledger | None = None,
+    name: str | None = None,
     allow: Literal["unsupported", "refuted"] | None = None,
     bounds_share: float = bounds.SHARE,
     on_note: OnNote | None = None,
@@ -55,8 +58,12 @@ def fit(
         classes: number or names of the classes, public; needed where no schema is given.
         size: declared number of records, a public round figure; needed where no delta is given.
         seed: of the public randomness; privacy noise is never seeded.
-        ledger: file for the ledger; None keeps it in memory. Its cap is the first call's budget, which that call uses
-            up: a second call with the same file is refused, so that nobody fits twice on one budget by mistake.
+        ledger: the account that this fit shares with others on the same records: a `Ledger` whose cap is the most that
+            all of them may cost together, or its file. A fit that would exceed the cap is refused before anything is
+            read or paid. A file that does not exist yet is made with this fit's budget as its cap, so that a second fit
+            on it is refused. None: an account of this fit alone, in memory.
+        name: of this fit in the shared ledger; by default the method's. A finished fit is not made again under its
+            name; one that a crash interrupted goes on.
         allow: "unsupported" or "refuted", to run methods of weak evidence for study.
         bounds_share: share of the budget for the bounds of columns with `private_bounds`.
         on_note: receives progress.
@@ -84,15 +91,22 @@ def fit(
     budget = Budget(epsilon=epsilon, delta=delta)
     if warning := large_delta(delta, facts.size):
         warnings.warn(warning, stacklevel=2)
-    with Ledger(None if ledger is None else Path(ledger), relation=relation, cap=budget) as book:
+    plan = method.plan(facts, relation=relation, budget=budget)
+    check_allowed(plan.guarantee(), allow)
+    with ExitStack() as stack:
+        terms: dict[str, Any] = {"cap": budget, "relation": relation}
+        if ledger is None:
+            book = Ledger(None, **terms)
+        else:
+            whole = ledger if isinstance(ledger, Ledger) else stack.enter_context(shared(Path(ledger), **terms))
+            prices = bounds.prices(method, plan, share=bounds_share)
+            book = Part(None, **terms, whole=whole, name=name or method.name, prices=prices)
         if bounds.private_columns(facts):
             wide = Curator(reader, schema=facts, ledger=book)
             spent = bounds.price(wide, budget=budget, share=bounds_share)
             found = bounds.find(wide, budget=budget, share=bounds_share)
             reader, facts = _opened(x, y, schema=found, classes=classes, size=size)  # beyond the bounds: moved to them
             plan = bounds.rest(method, facts, relation=relation, budget=budget, spent=spent)
-        else:
-            plan = method.plan(facts, relation=relation, budget=budget)
         curator = Curator(reader, schema=facts, ledger=book)
         release = privatise(method, curator, plan, seed=seed, on_note=on_note, allow=allow)
     return method.train(release, seed=seed, on_note=on_note)

@@ -102,8 +102,7 @@ class Labelled(Method):
         best, low, high = None, 0.0, budget.epsilon
         for _ in range(12):
             plan = self.generator.plan(schema, relation=relation, budget=Budget(epsilon=epsilon, delta=budget.delta))
-            costs = [*((m.cost(relation), n) for m, n in plan.items), labelling]
-            total = accountant.epsilon_of(costs, delta=budget.delta, relation=relation)
+            total = accountant.epsilon_of([*plan.costs(), labelling], delta=budget.delta, relation=relation)
             if total <= budget.epsilon:
                 best, low = (plan, epsilon), epsilon
                 if total > 0.99 * budget.epsilon:

@@ -109,6 +109,11 @@ def gaussian_mu(budget: Budget) -> float:
     return low
 
 
+def one_release(budget: Budget) -> GaussianEvent | PureEvent:
+    """The Gaussian release that takes the whole budget; the pure one, where delta is 0."""
+    return GaussianEvent(1 / gaussian_mu(budget)) if budget.delta > 0 else PureEvent(budget.epsilon)
+
+
 def shuffled_mu(budget: Budget, records: int) -> float:
     """The largest mu of each record's Gaussian noise whose shuffled release stays within `budget`."""
     best = gaussian_mu(budget)

@@ -10,13 +10,11 @@ Proof page: docs/proofs/ledger.md.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
 import os
 import threading
-import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -31,10 +29,9 @@ from dpgm.privacy.guarantee import (
     Guarantee,
     PrivacyError,
     Relation,
-    Source,
     ceil_digits,
 )
-from dpgm.privacy.mechanism import Cost, Event
+from dpgm.privacy.mechanism import Cost
 
 _START = "0" * 64
 
@@ -43,16 +40,24 @@ class Ledger:
     """Append-only account of everything that is asked of one set of private rows.
 
     Args:
-        path: file to keep; None keeps it in memory only (for a single call in one process).
-        relation: which data sets are neighbours.
+        path: file to keep, locked until the ledger is closed; None keeps it in memory only.
         cap: the most that may ever be reserved.
+        relation: which data sets are neighbours.
         unit: what one neighbour step changes.
 
     Raises:
         PrivacyError: an existing file is damaged, in use, or was opened for other terms.
     """
 
-    def __init__(self, path: Path | None, *, relation: Relation, cap: Budget, unit: str = "record") -> None:
+    def __init__(
+        self,
+        path: str | Path | None,
+        *,
+        cap: Budget,
+        relation: Relation = Relation.ADD_REMOVE,
+        unit: str = "record",
+    ) -> None:
+        path = None if path is None else Path(path)
         self.relation, self.cap, self.unit = relation, cap, unit
         self.entries: list[dict[str, Any]] = []
         self._path, self._file = path, None
@@ -185,7 +190,7 @@ class Ledger:
                 f"the plan '{label}' lists the same price of {twice} more than once, so the ledger could not tell its "
                 "items apart; merge them into one item with a count, or give the mechanisms different names"
             )
-        plan = [{"cost": cost_to_json(c), "count": n} for c, n in costs]
+        plan = [{"cost": c.to_json(), "count": n} for c, n in costs]
         digest = _digest(plan)
         with self._lock:
             for entry in self._of("reserve"):
@@ -196,15 +201,40 @@ class Ledger:
                         f"the ledger has reserved another plan as '{label}': a resumed run must not change its method, "
                         "data facts or budget; go back to the first settings or start in another folder"
                     )
-            before = self.costs()
-            total = self._epsilon([*before, *costs])
-            if not total <= self.cap.epsilon * (1 + 1e-9):
-                raise BudgetExceeded(
-                    f"the plan '{label}' brings the total to epsilon {ceil_digits(total)}; the cap is "
-                    f"{self.cap.epsilon:g} at delta {self.cap.delta:g}, of which {ceil_digits(self._epsilon(before))} "
-                    "is reserved; raise epsilon or ask for less"
-                )
+            total = self.afford(label, costs)
             self._append("reserve", label=label, plan=plan, plan_digest=digest, epsilon=total, delta=self.cap.delta)
+
+    def afford(self, label: str, costs: Sequence[tuple[Cost, int]]) -> float:
+        """The epsilon of all that is reserved and a new plan `label`, which is not reserved by asking.
+
+        Raises:
+            BudgetExceeded: it is more than the cap.
+        """
+        before = self.costs()
+        total = self._epsilon([*before, *costs])
+        if not total <= self.cap.epsilon * (1 + 1e-9):
+            hint = f"about {self.left():.3g} is left, so ask for less" if before else "raise epsilon or ask for less"
+            raise BudgetExceeded(
+                f"the plan '{label}' brings the total to epsilon {ceil_digits(total)}; the cap is "
+                f"{self.cap.epsilon:g} at delta {self.cap.delta:g}, of which {ceil_digits(self._epsilon(before))} "
+                f"is reserved; {hint}"
+            )
+        return total
+
+    def left(self) -> float:
+        """The epsilon of one more Gaussian release (pure one, where delta is 0) that the cap allows; a bit below it.
+
+        It is more than the cap less what is reserved: prices compose to less than their sum.
+        """
+        costs, low, high = self.costs(), 0.0, self.cap.epsilon
+        if not costs:
+            return high
+        while high - low > 1e-3 * self.cap.epsilon:
+            middle = (low + high) / 2
+            more = accountant.one_release(Budget(epsilon=middle, delta=self.cap.delta))
+            fits = self._epsilon([*costs, (Cost(event=more, name="one more"), 1)]) <= self.cap.epsilon
+            low, high = (middle, high) if fits else (low, middle)
+        return low
 
     def used(self, label: str, item: int) -> int:
         """How many of the calls reserved as plan item `item` were charged so far."""
@@ -279,7 +309,7 @@ class Ledger:
                 if changed := sorted(k for k in facts if entry["facts"].get(k) != facts[k]):
                     said = "; ".join(_difference(k, entry["facts"].get(k), facts[k]) for k in changed)
                     raise PrivacyError(
-                        f"the ledger is the account of other records: {said}; go back to the first data and "
+                        f"the ledger is the account of another run: {said}; go back to the first data and "
                         "options, or start in another folder"
                     )
                 return
@@ -326,38 +356,14 @@ class Ledger:
     def _epsilon(self, costs: list[tuple[Cost, int]]) -> float:
         return accountant.epsilon_of(costs, delta=self.cap.delta, relation=self.relation) if costs else 0.0
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the reserved plans, in order."""
+        return tuple(e["label"] for e in self._of("reserve"))
+
     def costs(self) -> list[tuple[Cost, int]]:
         """Everything that was ever reserved, and how often each."""
-        return [(cost_from_json(i["cost"]), i["count"]) for e in self._of("reserve") for i in e["plan"]]
-
-
-def cost_to_json(cost: Cost) -> dict[str, Any]:
-    """A cost as plain JSON values."""
-    return {
-        "name": cost.name,
-        "event": type(cost.event).__name__,
-        **dataclasses.asdict(cost.event),
-        "evidence": cost.evidence.word,
-        "assumptions": list(cost.assumptions),
-        "sources": [dataclasses.asdict(s) for s in cost.sources],
-    }
-
-
-def cost_from_json(value: dict[str, Any]) -> Cost:
-    """Read back what `cost_to_json` wrote."""
-    if (kind := _EVENTS.get(value["event"])) is None:
-        raise PrivacyError(f"the ledger holds the event '{value['event']}'; known are {sorted(_EVENTS)}; update dpgm")
-    event = kind(**{f.name: value[f.name] for f in dataclasses.fields(kind)})
-    return Cost(
-        event=event,
-        name=value["name"],
-        evidence=Evidence[value["evidence"].upper()],
-        assumptions=tuple(value["assumptions"]),
-        sources=tuple(Source(**s) for s in value["sources"]),
-    )
-
-
-_EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in typing.get_args(Event)}
+        return [(Cost.from_json(i["cost"]), i["count"]) for e in self._of("reserve") for i in e["plan"]]
 
 
 def _is_whole(torn: bytes) -> bool:

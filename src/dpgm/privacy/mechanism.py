@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -163,6 +164,35 @@ class Cost:
     evidence: Evidence = Evidence.PROVED
     sources: tuple[Source, ...] = ()
     assumptions: tuple[str, ...] = (REAL_ARITHMETIC,)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as the ledger keeps them."""
+        return {
+            "name": self.name,
+            "event": type(self.event).__name__,
+            **dataclasses.asdict(self.event),
+            "evidence": self.evidence.word,
+            "assumptions": list(self.assumptions),
+            "sources": [dataclasses.asdict(s) for s in self.sources],
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Cost:
+        """Read back what `to_json` wrote.
+
+        Raises:
+            PrivacyError: an event that this version does not know.
+        """
+        known = {kind.__name__: kind for kind in typing.get_args(Event)}
+        if (kind := known.get(value["event"])) is None:
+            raise PrivacyError(f"the ledger holds the event '{value['event']}'; known are {sorted(known)}; update dpgm")
+        return Cost(
+            event=kind(**{f.name: value[f.name] for f in dataclasses.fields(kind)}),
+            name=value["name"],
+            evidence=Evidence[value["evidence"].upper()],
+            assumptions=tuple(value["assumptions"]),
+            sources=tuple(Source(**s) for s in value["sources"]),
+        )
 
 
 def evidence_of(query: object) -> Evidence:

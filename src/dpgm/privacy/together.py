@@ -1,15 +1,19 @@
-"""What several runs on the same records promise together: their ledgers, added up by composition."""
+"""What several runs on the same records promise together: added up afterwards, or kept under one cap from the start.
+
+Proof page: docs/proofs/ledger.md.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Guarantee, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
+from dpgm.privacy.mechanism import Cost
 
 T = TypeVar("T")
 
@@ -34,6 +38,134 @@ def reopen(path: Path) -> Ledger:
     except (ValueError, KeyError, TypeError) as error:
         raise PrivacyError(f"{path} does not begin as a ledger does; restore it from a copy") from error
     return Ledger(path, relation=relation, cap=cap, unit=unit)
+
+
+def shared(path: Path, *, cap: Budget | None = None, relation: Relation = Relation.ADD_REMOVE) -> Ledger:
+    """The ledger in a file that several runs share; a new one, if there is none.
+
+    Args:
+        path: the file.
+        cap: the most that all runs together may reserve, for a new file; one that is there keeps its own.
+        relation: which data sets are neighbours, for a new file.
+
+    Raises:
+        PrivacyError: there is no file and no cap, or the file is damaged or in use.
+    """
+    if not path.exists() or not path.read_bytes().count(b"\n"):  # its first line may have been cut off
+        if cap is None:
+            raise PrivacyError(f"{path} does not exist yet; say what all runs on it may cost together, e.g. --cap 3")
+        return Ledger(path, cap=cap, relation=relation)
+    return reopen(path)
+
+
+def shared_name(entries: Iterable[Mapping[str, Any]]) -> str | None:
+    """The file name of the shared ledger that a run's own entries speak of; None for a run that stands alone."""
+    return next((e["facts"].get("shared ledger") for e in entries if e["kind"] == "about"), None)
+
+
+def runs(ledger: Ledger) -> tuple[str, ...]:
+    """Names of the runs in a shared ledger, in the order in which they began."""
+    return _each(label.partition("/")[0] for label in ledger.labels if "/" in label)
+
+
+class Part(Ledger):
+    """The ledger of one run, whose every entry about the rows stands in a ledger that several runs share as well.
+
+    The run's promise is its own; the shared ledger states the total and holds it under its cap. A call is made only
+    after both have its charge, and what either of them counts as used is used: neither a copy of the run's file nor its
+    loss makes a call free.
+
+    Args:
+        path: file of the run's own ledger; None keeps it in memory only.
+        cap: the most that the run may reserve.
+        relation: which data sets are neighbours; that of `whole`.
+        whole: the shared ledger; it stays open as long as this one.
+        name: of the run in `whole`; the run of that name goes on, if there is one.
+        prices: all that a new run will reserve; where `whole` has no room for it, nothing is written.
+
+    Raises:
+        BudgetExceeded: the prices bring `whole` above its cap.
+        PrivacyError: as for any ledger; a name that is none or another run's; another relation.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        cap: Budget,
+        relation: Relation,
+        whole: Ledger,
+        name: str,
+        prices: Sequence[tuple[Cost, int]] = (),
+    ) -> None:
+        if not name or "/" in name:
+            raise PrivacyError(f"the name of a run in a shared ledger is {name!r}; allowed is any text without '/'")
+        if relation is not whole.relation:
+            raise PrivacyError(
+                f"the shared ledger is under '{whole.relation.value}', this run under '{relation.value}'; prices under "
+                "different relations do not add up, so take that of the ledger"
+            )
+        if name not in runs(whole):
+            whole.afford(name, prices)
+        elif path is not None and not path.exists():
+            raise PrivacyError(
+                f"the shared ledger has a run '{name}' already, and its own ledger is not here: go on where it was "
+                "begun, or give this run a folder of another name"
+            )
+        self._whole, self._name = whole, name
+        super().__init__(path, cap=cap, relation=relation, unit=whole.unit)
+
+    def check_alive(self) -> None:
+        """Raise unless this process may spend."""
+        super().check_alive()
+        self._whole.check_alive()
+
+    def reserve(self, label: str, costs: Sequence[tuple[Cost, int]]) -> None:
+        """Set aside the price of a plan in both ledgers; nothing is written where either refuses."""
+        if label not in self.labels:
+            self.afford(label, costs)
+        self._whole.reserve(self._there(label), costs)
+        super().reserve(label, costs)
+
+    def used(self, label: str, item: int) -> int:
+        """How many calls of a plan item either ledger knows of."""
+        return max(super().used(label, item), self._whole.used(self._there(label), item))
+
+    def charge(self, label: str, item: int, n: int = 1) -> None:
+        """Announce the next `n` calls in both ledgers."""
+        super().charge(label, item, n)
+        self._whole.charge(self._there(label), item, n)
+
+    def delivered(self, label: str, item: int) -> bool:
+        """Whether either ledger knows that the answer of a single call was handed out."""
+        return super().delivered(label, item) or self._whole.delivered(self._there(label), item)
+
+    def deliver(self, label: str, item: int) -> None:
+        """Record in both ledgers that the answer of a single call is about to be handed out."""
+        super().deliver(label, item)
+        self._whole.deliver(self._there(label), item)
+
+    def repeat(self, label: str, item: int) -> None:
+        """Announce in both ledgers that a single call is made again."""
+        super().repeat(label, item)
+        there = self._there(label)
+        if self._whole.used(there, item):
+            self._whole.repeat(there, item)
+        else:  # the crash fell between the two charges
+            self._whole.charge(there, item)
+
+    def expose(self, *, reason: str, audience: str) -> None:
+        """Record a look at the rows in both ledgers."""
+        super().expose(reason=reason, audience=audience)
+        self._whole.expose(reason=reason, audience=audience)
+
+    def note_seeded_noise(self) -> None:
+        """Record in both ledgers that the noise can be reproduced."""
+        super().note_seeded_noise()
+        self._whole.note_seeded_noise()
+
+    def _there(self, label: str) -> str:
+        return f"{self._name}/{label}"
 
 
 def together(ledgers: Sequence[Ledger], *, delta: float | None = None) -> Guarantee:

@@ -16,7 +16,6 @@ from dpgm.mechanisms.noise import DiscreteGaussian, KNorm, Laplace
 from dpgm.mechanisms.queries import total
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Evidence, PrivacyError, Relation
-from dpgm.privacy.ledger import cost_from_json, cost_to_json
 from dpgm.privacy.mechanism import (
     Array,
     Cost,
@@ -120,7 +119,7 @@ def _prices(mechanism: Mechanism[Any]) -> dict[Relation, Cost]:
             continue
         assert mechanism.cost(relation) == cost, f"the price under '{relation.value}' changes when it is asked again"
         assert hash(cost) == hash(mechanism.cost(relation)), "equal prices must have equal hashes"
-        assert cost_from_json(json.loads(json.dumps(cost_to_json(cost)))) == cost, f"the ledger cannot keep {cost}"
+        assert Cost.from_json(json.loads(json.dumps(cost.to_json()))) == cost, f"the ledger cannot keep {cost}"
         assert cost.name, "the mechanism has no name"
         assert epsilon >= 0, f"the price {cost.event} is an epsilon of {epsilon}"
         found[relation] = cost

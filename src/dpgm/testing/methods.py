@@ -89,7 +89,7 @@ def _check_plan(method: Method, plan: Plan, budget: Budget, allow: str | None) -
     assert promise.delta == budget.delta, f"the plan is for delta {promise.delta}; the budget is {budget}"
     json.dumps(dict(plan.details))
     twice = method.plan(plan.schema, relation=plan.relation, budget=budget)
-    prices = [[(m.cost(plan.relation), n) for m, n in p.items] for p in (plan, twice)]
+    prices = [p.costs() for p in (plan, twice)]
     assert prices[0] == prices[1], "planned again, the prices differ: a resumed run would be refused"
     if promise.evidence < Evidence.CLAIMED:
         try:

@@ -17,7 +17,6 @@ from dpgm.evaluation.folder import read_ledger
 from dpgm.methods import bounds
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Evidence, Guarantee, PrivacyError, Relation
-from dpgm.privacy.ledger import cost_from_json
 from dpgm.privacy.mechanism import Cost
 from dpgm.schema import SchemaError, schema_from_json
 
@@ -104,7 +103,7 @@ def _price(facts: dict[str, Any]) -> str:
     total = 0.0
     for entry in facts["entries"]:
         if entry["kind"] == "reserve":
-            plans[entry["label"]] = [(cost_from_json(i["cost"]), i["count"]) for i in entry["plan"]]
+            plans[entry["label"]] = [(Cost.from_json(i["cost"]), i["count"]) for i in entry["plan"]]
             costs += plans[entry["label"]]
             total = accountant.epsilon_of(costs, delta=opened["delta"], relation=relation)
             if not _near(total, entry["epsilon"]):
@@ -141,7 +140,7 @@ def _plan(facts: dict[str, Any]) -> str:
         plan = bounds.rest(method, schema, relation=facts["relation"], budget=budget, spent=before[0])
     else:
         plan = method.plan(schema, relation=facts["relation"], budget=budget)
-    fresh, held = [(m.cost(plan.relation), n) for m, n in plan.items], facts["plans"].get("fit", [])
+    fresh, held = plan.costs(), facts["plans"].get("fit", [])
     for (cost, n), (kept, m) in zip(fresh, held, strict=False):
         if (cost.name, cost.evidence, n) != (kept.name, kept.evidence, m) or not _alike(cost.event, kept.event):
             raise _Fault(

@@ -94,7 +94,7 @@ def audit_method(
 def asked(method: Method, plan: Plan) -> list[tuple[Mechanism[Any], int]]:
     """The mechanisms that `method` asks, with their tasks, and how often each was reserved."""
     rows, source = _hostile(plan.schema)[1], NoiseSource()
-    calls = {m.cost(plan.relation): n for m, n in plan.items}
+    calls = dict(plan.costs())
     seen: dict[str, tuple[Mechanism[Any], int]] = {}
     still: dict[str, Any] = {}
     talk = method.talk(plan, rng=np.random.default_rng(0), resume=Resume(used={}))
