@@ -346,7 +346,9 @@ def test_a_ledger_keeps_whose_account_it_is(tmp_path: Path) -> None:
     assert len(ledger.entries) == 2
 
 
-def test_an_answer_that_was_paid_for_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_was_paid_for_waits_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     tries, save = [], artefact.save_release
 
     def full_at_first(*given: Any) -> None:
@@ -355,10 +357,72 @@ def test_an_answer_that_was_paid_for_waits_for_room(tmp_path: Path, monkeypatch:
             raise OSError(28, "No space left on device")
         save(*given)
 
-    monkeypatch.setattr("dpgm.cli.pipeline.WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("dpgm.cli.job.WAITS", (0.0, 0.0, 0.0))
     monkeypatch.setattr("dpgm.artefact.save_release", full_at_first)
     assert main([*RUN, "--out", str(tmp_path / "run")]) == 0
+    assert "the disk is full" in capsys.readouterr().err
     assert "repeat" not in (tmp_path / "run" / "ledger.jsonl").read_text()
+
+
+def test_a_folder_that_cannot_be_written_to_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("dpgm.artefact.tempfile.mkstemp", denied)
+        assert main([*RUN, "--out", str(out)]) == 3
+    assert "Permission denied); nothing was paid" in capsys.readouterr().err
+    assert '"reserve"' not in (out / "ledger.jsonl").read_text()
+    assert main([*RUN, "--out", str(out)]) == 0
+    assert not (out / "probe").exists()
+
+
+@pytest.mark.parametrize("name", ["save_release", "save_checkpoint"])
+def test_an_answer_whose_folder_lost_its_rights_is_kept_elsewhere_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    import shutil
+
+    out, save = tmp_path / "run", getattr(artefact, name)
+
+    def denied(what: Any, path: Path, *more: Any) -> None:
+        if path.parent == out:
+            raise PermissionError(13, "Permission denied")
+        save(what, path, *more)
+
+    def asleep(_: float) -> None:
+        raise AssertionError("rights do not come back by waiting")
+
+    words = [
+        "run",
+        "digits",
+        "--samples",
+        "20",
+        "--evaluate",
+        "False",
+        "--out",
+        str(out),
+        "--dim",
+        "50",
+        "--steps",
+        "1",
+    ]
+    words += ["--method", "merf", "--labeller", "0.5"]  # whose first answer is in a checkpoint when the second is asked
+    with monkeypatch.context() as patch:
+        patch.setattr(artefact, name, denied)
+        patch.setattr("dpgm.cli.job.time.sleep", asleep)
+        patch.setattr("tempfile.tempdir", str(tmp_path))
+        assert main(words) == 4
+    told = capsys.readouterr().err
+    assert "could not be written" in told
+    assert "move it there, and run the same command again" in told
+    [kept] = tmp_path.glob("dpgm-*/*")
+    shutil.move(kept, out / kept.name)
+    assert main(words) == 0
+    assert '"repeat"' not in (out / "ledger.jsonl").read_text()
 
 
 def test_an_answer_that_is_lost_is_said_to_be(
@@ -367,7 +431,7 @@ def test_an_answer_that_is_lost_is_said_to_be(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dpgm.cli.pipeline.WAITS", (0.0,))
+    monkeypatch.setattr("dpgm.cli.job.WAITS", (0.0,))
     monkeypatch.setattr("dpgm.artefact.save_release", full)
     assert main([*RUN, "--out", str(tmp_path / "run")]) == 4
     assert "it is lost, and" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -57,6 +58,23 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise unless files can be put into the folder; it is better to know before anything is paid.
+
+    Raises:
+        SchemaError: they cannot.
+    """
+    probe = folder / "probe"
+    try:
+        write_whole(probe, lambda p: p.write_bytes(b"dpgm"))
+        probe.unlink()
+    except OSError as error:
+        raise SchemaError(
+            f"{folder} cannot be written to ({error.strerror or error}); nothing was paid: give it the rights or the "
+            "room it needs, or another --out"
+        ) from error
 
 
 def sweep(folder: Path) -> None:
@@ -110,7 +128,8 @@ def _write_tensors(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> No
     try:
         write_whole(path, lambda p: save_file(solid, p, {_KEY: json.dumps(about, allow_nan=False)}))
     except SafetensorError as error:  # its name for a full disk and the like
-        raise OSError(errno.EIO, str(error), str(path)) from error
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 
 def _read_tensors(path: Path, *keys: str) -> tuple[Tensors, dict[str, Any]]:
@@ -244,11 +263,11 @@ def load_samples(path: Path) -> Batch:
         raise SchemaError(f"{path} is not a sample file of this tool ({error})") from error
 
 
-def save_checkpoint(note: Note, folder: Path, method: Method) -> None:
+def save_checkpoint(note: Note, path: Path, method: Method) -> None:
     """Keep the state of an unfinished private half, and whose it is; it is made of noisy answers only."""
     if note.state is not None:
         about = {"stage": note.stage, "step": note.step, "total": note.total, "method": method.to_json()}
-        _write_tensors(folder / CHECKPOINT, note.state, about)
+        _write_tensors(path, note.state, about)
 
 
 def load_checkpoint(folder: Path, method: Method) -> Tensors | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpgm.artefact import load_checkpoint, load_model, save_checkpoint
+from dpgm.artefact import CHECKPOINT, load_checkpoint, load_model, save_checkpoint
 from dpgm.methods.base import Batch, Method, Model, Note, Plan, Release, check_allowed, privatise
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
@@ -139,7 +139,7 @@ def _check_goes_on(
 
         def on_note(note: Note) -> None:
             nonlocal seen
-            save_checkpoint(note, folder, method)
+            save_checkpoint(note, folder / CHECKPOINT, method)
             seen += 1
             if seen > cut:
                 raise _Cut
