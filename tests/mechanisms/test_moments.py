@@ -113,3 +113,15 @@ def test_maps_that_multiply_records_are_refused():
     ):
         with pytest.raises(PrivacyError, match="one entry of shape"):
             query.partial(rows)
+
+
+def test_cells_keep_the_bound_and_each_code_counts_in_the_nearest():
+    query = CodeMoments(codes=values, latent=3, n_classes=2, radius=2.0, centres=((0.5, 0, 0), (-0.5, 0, 0)))
+    check_query(query, draw)
+    rows = Rows(
+        value=np.array([[1.0, 0, 0], [-1, 0, 0], [-1, 1, 0], [9, 0, 0], [1, 0, 0]]), label=np.array([0, 1, 1, 1, 7])
+    )
+    assert query.shape == (4, 3 + 6 + 1)
+    np.testing.assert_allclose(query.partial(rows)[:, -1] / query.count_weight, [1, 0, 1, 2])
+    with pytest.raises(PrivacyError, match="3 numbers"):
+        dataclasses.replace(query, centres=((0.0, 1.0),))

@@ -9,7 +9,10 @@ from sklearn.linear_model import LogisticRegression
 
 from dpgm.mechanisms.gradient import PoissonGradient
 from dpgm.mechanisms.latents import LocalInference
+from dpgm.mechanisms.moments import CodeMoments
+from dpgm.mechanisms.noise import Gaussian
 from dpgm.methods.base import Batch, Note, privatise
+from dpgm.methods.decoder import CodeLaws
 from dpgm.methods.labelled import Labelled
 from dpgm.methods.labeller import Labeller
 from dpgm.methods.vae import DP2VAE
@@ -136,6 +139,7 @@ def test_what_cannot_be_priced_is_refused():
         ({"privacy": "budget-split", "steps": 1}, "each stage needs"),
         ({"privacy": "budget-split", "first_share": 1.0}, "each stage needs"),
         ({"privacy": "budget-split", "first_share": 0.0}, "each stage needs"),
+        ({"mixture": 0}, "number of Gaussians"),
         ({"privacy": "one-shot", "latent": 65}, "64 principal components"),
         ({"warm_start": "components", "latent": 65}, "64 principal components"),
     ],
@@ -217,3 +221,64 @@ def test_a_labeller_takes_its_share():
     assert 0.95 * 8 < plan.guarantee().epsilon <= 8
     assert [n for _, n in plan.items] == [12, 1, 10]
     assert dataclasses.asdict(method)["share"] == 0.2
+
+
+def test_several_gaussians_take_a_second_release_within_the_budget(digits):
+    method = small(mixture=3, privacy="one-shot")
+    plan = plan_of(method)
+    assert 0.98 * 8 < plan.guarantee().epsilon <= 8
+    assert [n for m, n in plan.items if m.cost(Relation.ADD_REMOVE).name in ("vae-codes", "vae-cells")] == [1, 1]
+    release = release_of(method, digits)
+    assert release.tensors["cells"].shape == (30, 4 + 10 + 1)
+    model = method.train(release, seed=0)
+    batch = model.sample(23, seed=5)
+    again = DP2VAE.from_json(method.to_json()).restore(release, model.tensors())
+    assert (again.sample(23, seed=5).images == batch.images).all()
+
+
+def test_a_second_release_that_was_cut_off_goes_on_from_the_first(digits):
+    method, facts, notes = small(mixture=2, privacy="one-shot"), schema(), []
+    plan = plan_of(method)
+    ledger = Ledger(None, relation=Relation.ADD_REMOVE, cap=BUDGET)
+    x, y = digits
+    rows = Rows(image=x[:1400], label=y[:1400])
+
+    def stop(note: Note) -> None:
+        notes.append(note)
+        if note.stage == "codes":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        privatise(method, open_curator(rows, facts, ledger), plan, seed=0, on_note=stop)
+    state = notes[-1].state
+    release = privatise(method, open_curator(rows, facts, ledger), plan, seed=0, state=state)
+    assert (release.tensors["moments"] == state["moments"]).all()
+    assert release.tensors["cells"].shape == (20, 15)
+
+
+@pytest.mark.parametrize(("per", "right"), [(4, True), (1, False)])
+def test_a_mixture_draws_two_modes_and_one_gaussian_does_not(per, right):
+    """Codes at -3 and 3 along one axis of two classes: few draws may lie near 0."""
+    rng = np.random.default_rng(0)
+    label = np.arange(20_000) % 2
+    z = rng.normal(size=(20_000, 4)) * 0.3
+    z[:, 0] += 3.0 * rng.choice([-1, 1], 20_000) + 5 * label
+    rows = Rows(value=z, label=label)
+    whole = CodeMoments(codes=lambda r: r["value"], latent=4, n_classes=2, radius=12.0)
+    laws = CodeLaws(query=whole, relation=Relation.ADD_REMOVE, noise_multiplier=1.0)
+    noisy = Gaussian(query=whole, noise_std=whole.sensitivity(Relation.ADD_REMOVE))(rows, SeededNoise(0))
+    means, frames = laws.frames(noisy)
+    mixtures = laws.whole(noisy)
+    if per > 1:
+        centres = dataclasses.replace(small(mixture=per), latent=4)._cells(schema()).centres
+
+        def framed(r):
+            return np.einsum("nij,nj->ni", frames[r["label"]], r["value"] - means[r["label"]])
+
+        cells = dataclasses.replace(whole, codes=framed, centres=centres, radius=3.0)
+        answer = Gaussian(query=cells, noise_std=cells.sensitivity(Relation.ADD_REMOVE))(rows, SeededNoise(1))
+        inner = CodeLaws(query=cells, relation=Relation.ADD_REMOVE, noise_multiplier=1.0)
+        mixtures = inner.inside(mixtures, frames, answer)
+    drawn = mixtures.draw(np.ones(4000, np.int64), 1.0, rng)
+    assert abs(drawn[:, 0].mean() - 5) < 0.3
+    assert (float(np.mean(np.abs(drawn[:, 0] - 5) < 1.5)) < 0.2) == right

@@ -292,6 +292,29 @@ class SettledCodes:
         return self.source.settle(self.decoder, x, y).double().numpy()
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AboutLaws:
+    """Codes of a block of rows in the frame of the law that was released for their class: A_y (z - m_y).
+
+    Attributes:
+        codes: gives z.
+        means: m [k, latent].
+        frames: A [k, latent, latent].
+    """
+
+    codes: SettledCodes
+    means: Array
+    frames: Array
+
+    def __call__(self, rows: Rows) -> Array:
+        """Codes [b, latent]; those of labels outside 0..k-1, which count nowhere, are 0."""
+        z, y = self.codes(rows), rows["label"]
+        known = (y >= 0) & (y < len(self.means))
+        out = np.zeros_like(z)
+        out[known] = np.einsum("nij,nj->ni", self.frames[y[known]], z[known] - self.means[y[known]])
+        return out
+
+
 def check_source(source: object) -> None:
     """Raise unless `source` states its evidence.
 

@@ -78,7 +78,8 @@ class SecondMoment:
 class CodeMoments:
     """Class-wise sums sum_i onehot(y_i) (x) (z_i / R, w z_i z_i^T / R^2, c0) of latent codes with |z_i| <= R.
 
-    One release gives every class its count, mean and covariance.
+    One release gives every class its count, mean and covariance. With `centres` it does so for every cell of a class: a
+    code lies in the cell of its nearest centre, and onehot(y_i) tells cells apart.
 
     Proof: docs/proofs/second-moment.md.
 
@@ -89,6 +90,7 @@ class CodeMoments:
         radius: R, above 0; longer codes are clipped.
         second_weight: w, weight of the second moments, above 0.
         count_weight: c0, weight of the riding class count, above 0.
+        centres: public points, each of `latent` numbers, the same for every class; none leaves classes whole.
     """
 
     codes: Callable[[Rows], NDArray[Any]] | None
@@ -97,25 +99,36 @@ class CodeMoments:
     radius: float
     second_weight: float = 2.0
     count_weight: float = 0.1
+    centres: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         _positive("radius", self.radius)
         _positive("second_weight", self.second_weight)
         _positive("count_weight", self.count_weight)
+        if any(len(centre) != self.latent for centre in self.centres):
+            raise PrivacyError(f"a centre does not have latent = {self.latent} numbers; give points where codes are")
+
+    @property
+    def cells(self) -> int:
+        """Cells of a class, 1 without centres."""
+        return max(1, len(self.centres))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(k, d + d (d + 1) / 2 + 1)."""
-        return (self.n_classes, self.latent + self.latent * (self.latent + 1) // 2 + 1)
+        """(k cells, d + d (d + 1) / 2 + 1), cell by cell of each class."""
+        return (self.n_classes * self.cells, self.latent + self.latent * (self.latent + 1) // 2 + 1)
 
     def partial(self, rows: Rows) -> Array:
         """The sums over one block; labels outside 0..k-1 count nowhere."""
         if self.codes is None:
             raise PrivacyError("these moments only state a price; give them codes before they are asked")
         z = clip_rows(one_each(self.codes(rows), (len(rows), self.latent)), self.radius) / self.radius
-        out, d = np.zeros(self.shape), self.latent
-        for k in range(self.n_classes):
-            mine = z[rows["label"] == k]
+        out, d, place = np.zeros(self.shape), self.latent, rows["label"]
+        if self.centres:
+            centres = np.array(self.centres) / self.radius
+            place = place * self.cells + ((centres**2).sum(1) - 2 * z @ centres.T).argmin(1)
+        for k in range(len(out)):
+            mine = z[place == k]
             out[k, :d] = mine.sum(axis=0)
             out[k, d:-1] = self.second_weight * pack(mine.T @ mine)
             out[k, -1] = self.count_weight * len(mine)
@@ -134,7 +147,7 @@ class CodeMoments:
         return ()
 
     def laws(self, noisy: NDArray[Any], noise_std: float, *, floor: float = 1e-3) -> tuple[Array, Array, Array]:
-        """Counts [k], means [k, d] and covariances [k, d, d] of the codes, from a noisy answer; free.
+        """Counts [k], means [k, d], covariances [k, d, d] of codes of k classes or cells, from a noisy answer; free.
 
         Covariances are shrunk towards their average over the classes, by as much as the known noise explains of their
         spread. Directions whose variance then lies below `floor` get `floor`; counts are at least their noise.
@@ -144,7 +157,7 @@ class CodeMoments:
             noise_std: standard deviation of its noise.
             floor: least variance of a direction.
         """
-        d, k = self.latent, self.n_classes
+        d, k = self.latent, len(noisy)
         counts = np.maximum(noisy[:, -1] / self.count_weight, max(1.0, noise_std / self.count_weight))
         means = noisy[:, :d] * self.radius / counts[:, None]
         unit = self.radius**2 / self.second_weight / counts[:, None]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient, Task
 from dpgm.mechanisms.latents import (
+    AboutLaws,
     DecoderGradient,
     FixedEncoder,
     LatentSource,
@@ -25,11 +26,13 @@ from dpgm.mechanisms.latents import (
 from dpgm.mechanisms.moments import CodeMoments, SecondMoment
 from dpgm.mechanisms.noise import Gaussian
 from dpgm.mechanisms.pixels import PooledPixels
-from dpgm.methods.base import Ask, Batch, Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
+from dpgm.methods.base import Ask, Method, Note, OnNote, Plan, Release, Resume, Talk, Tensors
+from dpgm.methods.decoder import CodeLaws, DecoderModel, with_codes
 from dpgm.methods.descent import Descent, descend
-from dpgm.nets.classifiers import to_bytes, to_unit
+from dpgm.methods.laws import public_cells
+from dpgm.nets.classifiers import to_unit
 from dpgm.nets.generators import ConvGenerator, LabelledGenerator
-from dpgm.nets.looks import check_sampling, move, sharpen
+from dpgm.nets.looks import check_sampling
 from dpgm.nets.procedural import procedural_images
 from dpgm.nets.vae import Autoencoder, DenseGenerator, GaussianEncoder, evidence_loss, train_autoencoder
 from dpgm.privacy import accountant
@@ -37,6 +40,9 @@ from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation, Sou
 from dpgm.privacy.mechanism import Mechanism
 from dpgm.schema import Schema, SchemaError
 
+_WHOLE, _AXES = 0.3, 3
+"""Of the codes' share, what the first law gets where each class has several Gaussians; and the number of its widest
+axes in which those are told apart."""
 Privacy = Literal["local", "one-shot", "budget-split", "public", "joint", "published"]
 
 
@@ -75,6 +81,7 @@ class DP2VAE(Method):
             together with the decoder's first weights (free); "components", the noisy principal components; "none".
         encoder_share: part of mu^2 for the principal components, where they are used.
         prior_share: part of mu^2 for the law of the codes.
+        mixture: Gaussians in the law of each class; several take a second release, about the first.
         first_share: part of the steps in the first stage of "budget-split".
         temperature: factor of the variance of drawn codes; above 1 suits samples that a labeller filters.
         sharpness: exponent that pushes drawn pixels towards black and white; 1 for none, 2.5 suits strokes.
@@ -115,6 +122,7 @@ class DP2VAE(Method):
     warm_start: Literal["pictures", "components", "none"] = "pictures"
     encoder_share: float = 0.2
     prior_share: float = 0.08
+    mixture: int = 1
     first_share: float = 0.2
     temperature: float = 1.0
     sharpness: float = 1.0
@@ -131,7 +139,10 @@ class DP2VAE(Method):
         self._check_sampling()
         size = self._check(schema)
         mu = accountant.gaussian_mu(budget)
-        noise = {"vae-codes": 1 / (mu * math.sqrt(self._share("prior_share")))}
+        share = self._share("prior_share")
+        noise = {"vae-codes": 1 / (mu * math.sqrt(share if self.mixture == 1 else _WHOLE * share))}
+        if self.mixture > 1:
+            noise["vae-cells"] = 1 / (mu * math.sqrt((1 - _WHOLE) * share))
         if self._needs_components:
             noise["vae-components"] = 1 / (mu * math.sqrt(self._share("encoder_share")))
 
@@ -162,10 +173,19 @@ class DP2VAE(Method):
         radius = 1.2 * math.sqrt(self.latent)
         return CodeMoments(codes=None, latent=self.latent, n_classes=schema.n_classes, radius=radius)
 
+    def _cells(self, schema: Schema) -> CodeMoments:
+        """What is released about the cells of the classes, in the frame of their first law."""
+        centres = np.zeros((self.mixture, self.latent))
+        axes = min(_AXES, self.latent)
+        centres[:, :axes] = public_cells(np.eye(axes), self.mixture, rng=np.random.default_rng(0), axes=axes)
+        return dataclasses.replace(self._moments(schema), centres=tuple(map(tuple, centres.tolist())))
+
     def _check(self, schema: Schema) -> int:
         """The declared number of records; what would only fail after something is paid is refused."""
         if schema.size is None:
             raise SchemaError("gradients need the declared number of records; give the schema a size")
+        if self.mixture < 1:
+            raise SchemaError(f"mixture is {self.mixture}; allowed is a number of Gaussians, 1 or more")
         first = self._first_steps
         if self.steps - first < 1 or (self.privacy == "budget-split" and first < 1):
             raise SchemaError(
@@ -208,6 +228,9 @@ class DP2VAE(Method):
         moments = self._moments(schema)
         codes = Gaussian(query=moments, noise_std=noise["vae-codes"] * moments.sensitivity(relation), name="vae-codes")
         items: list[tuple[Mechanism[Any], int]] = [(step, self.steps - first), (codes, 1)]
+        if self.mixture > 1:
+            cells, std = self._cells(schema), noise["vae-cells"] * moments.sensitivity(relation)
+            items.append((Gaussian(query=cells, noise_std=std, name="vae-cells"), 1))
         if first:
             items.insert(0, (dataclasses.replace(step, name="vae-first-gradient"), first))
         if self._needs_components:
@@ -251,13 +274,20 @@ class DP2VAE(Method):
         net = model if self.privacy == "joint" else decoder
         yield from self._descend(plan, index["vae-gradient"], net, task, "last", resume, kept)
 
-        law = plan.items[index["vae-codes"]][0]
-        assert isinstance(law, Gaussian)
-        assert isinstance(law.query, CodeMoments)
-        query = dataclasses.replace(law.query, codes=SettledCodes(decoder=decoder, source=source))
-        moments = yield dataclasses.replace(law, query=query)
+        codes = SettledCodes(decoder=decoder, source=source)
+        found = {name: state[name] for name in ("moments",) if name in state}
+        if not found:
+            found["moments"] = yield with_codes(plan.items[index["vae-codes"]][0], codes)
+        if self.mixture > 1:
+            yield Note(stage="codes", step=1, total=1, state={**kept, **found})
+            shares: Any = plan.details["shares"]
+            laws = CodeLaws(query=self._moments(schema), relation=plan.relation, noise_multiplier=shares["vae-codes"])
+            means, frames = laws.frames(found["moments"])
+            inside = AboutLaws(codes=codes, means=means, frames=frames)
+            found["frames"] = frames
+            found["cells"] = yield with_codes(plan.items[index["vae-cells"]][0], inside)
         weights = {f"decoder.{name}": t.detach().numpy().copy() for name, t in decoder.state_dict().items()}
-        return {**weights, "moments": moments}
+        return {**weights, **found}
 
     def _descend(
         self, plan: Plan, item: int, net: nn.Module, task: Task, stage: str, resume: Resume, kept: Tensors
@@ -352,48 +382,9 @@ class DP2VAE(Method):
         decoder = self._decoder(release.schema, torch.Generator().manual_seed(0))
         weights = {k.removeprefix("decoder."): v for k, v in release.tensors.items() if k.startswith("decoder.")}
         decoder.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
-        relation = release.guarantee.relation
-        query = self._moments(release.schema)
-        std = release.details["shares"]["vae-codes"] * query.sensitivity(relation)
-        _, means, covariances = query.laws(release.tensors["moments"], std)
-        return DecoderModel(release, self, decoder.eval(), means, covariances)
-
-
-class DecoderModel(Model):
-    """A decoder and the Gaussian law of each class's codes.
-
-    Args:
-        release: what they were made from.
-        method: its settings say how pictures are finished.
-        decoder: maps codes and labels to images.
-        means: of the codes, [k, d].
-        covariances: of the codes, [k, d, d].
-    """
-
-    def __init__(
-        self,
-        release: Release,
-        method: DP2VAE,
-        decoder: LabelledGenerator,
-        means: NDArray[Any],
-        covariances: NDArray[Any],
-    ) -> None:
-        super().__init__(release)
-        self.method, self.decoder, self.means = method, decoder, means
-        self.roots = np.linalg.cholesky(covariances) * math.sqrt(method.temperature)
-
-    def tensors(self) -> Tensors:
-        """None: all of it stands in the release."""
-        return {}
-
-    @torch.no_grad()
-    def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
-        parts: list[NDArray[np.uint8]] = []
-        for y in np.array_split(labels, -(-len(labels) // 500)):
-            shape = (len(y), self.means.shape[1])
-            z = self.means[y] + np.einsum("nij,nj->ni", self.roots[y], rng.normal(size=shape))
-            z = z + self.method.jitter * rng.normal(size=shape)  # what the decoder was trained with
-            x = self.decoder(torch.from_numpy(z).float(), torch.from_numpy(y))
-            x = move(sharpen(x, self.method.sharpness), amount=self.method.movement, rng=rng)
-            parts.append(to_bytes(x))
-        return Batch(images=np.concatenate(parts), labels=labels)
+        laws = CodeLaws.of(self._moments(release.schema), release, "vae-codes")
+        mixture = laws.whole(release.tensors["moments"])
+        if "cells" in release.tensors:
+            cells = CodeLaws.of(self._cells(release.schema), release, "vae-cells")
+            mixture = cells.inside(mixture, release.tensors["frames"], release.tensors["cells"])
+        return DecoderModel(release, self, decoder.eval(), mixture)
