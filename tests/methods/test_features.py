@@ -49,6 +49,23 @@ def test_trained_features_pass_the_test_before_any_release(trained: Path, second
     assert np.linalg.norm(encoder(x), axis=1).max() <= 1 + 1e-6
 
 
+def test_layers_are_weighed_one_by_one(trained: Path) -> None:
+    spec = f"trained:{trained}"
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = dpgm.DPMEPF(features=spec).encoder(SCHEMA).module
+    few = dpgm.DPMEPF(features=spec, layers=(1, 0, 0, 0, 0, 0, 3)).encoder(SCHEMA).module  # type: ignore[arg-type]
+    sizes = plain.sizes
+    share = [float(part.norm()) for part in few(x).split(sizes, 1)]
+    assert share[2:-1] == [0] * (len(share) - 3)
+    again = [float(part.norm()) for part in plain(x).split(sizes, 1)]
+    assert share[-1] / share[1] == pytest.approx(3 * again[-1] / again[1], rel=1e-4)
+    for bad, said in (((1.0,), "has 7 of them"), ((0.0,) * 7, "one above 0"), ((-1.0,) * 7, "0 or more")):
+        with pytest.raises(SchemaError, match=said):
+            dpgm.DPMEPF(features=spec, layers=bad).encoder(SCHEMA)
+    with pytest.raises(SchemaError, match="has layers"):
+        dpgm.DPMEPF(layers=(1.0,)).encoder(SCHEMA)
+
+
 def test_a_run_needs_the_file_only_for_the_release(trained: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.safetensors"
     mine.write_bytes(trained.read_bytes())

@@ -7,7 +7,6 @@ import torch
 
 from dpgm.nets.features import FeatureMap, Mixture, Normalised, RandomFourier, Scattering, normalise
 from dpgm.nets.kernels import HermiteFeatures, TangentFeatures
-from dpgm.nets.matching import MomentStack
 
 SIZES = [(8, 8, 1), (28, 28, 1), (32, 32, 3), (20, 17, 1), (64, 64, 3)]
 
@@ -22,7 +21,6 @@ def maps(height: int, width: int, channels: int) -> list[FeatureMap]:
         RandomFourier(height=height, width=width, channels=channels, dim=200),
         Normalised(scattering, 0),
         Normalised(scattering, scattering.dim // (scattering.grid[0] * scattering.grid[1])),
-        MomentStack(scattering, 0.8, 0.6),
         Mixture(
             Normalised(scattering, 1),
             RandomFourier(height=height, width=width, channels=channels, dim=50, scales=(1, 0.5)),
@@ -98,15 +96,6 @@ def test_scattering_size_and_orientation() -> None:
     first = z[:, 1:9]
     assert first[0].argmax() == 0
     assert first[1].argmax() == 4
-
-
-def test_moment_stack_keeps_its_bound_and_refuses_no_weight() -> None:
-    base = Scattering(height=8, width=8, channels=1)
-    stack = MomentStack(base, 1.0, 0.5)
-    assert stack.dim == 2 * base.dim
-    assert stack(images(4, 8, 8, 1)).norm(dim=1).max() <= 1.25**0.5 + 1e-6
-    with pytest.raises(ValueError, match="positive"):
-        MomentStack(base, 0.0, 0.0)
 
 
 def test_errors_name_what_is_allowed() -> None:

@@ -75,14 +75,25 @@ class Look:
     """How feature maps are made from recipes.
 
     Attributes:
-        first: weight of the first moments of layers.
-        second: weight of their second moments; 0 leaves them out.
+        layers: weight of each layer of a network; None for equal ones.
+        second: weight of the layers' second moments, beside 1 for the first; 0 leaves them out.
         angles: angles of the wavelets.
     """
 
-    first: float = 1.0
+    layers: tuple[float, ...] | None = None
     second: float = 0.0
     angles: int = 8
+
+    def weights(self, n: int) -> list[float]:
+        """Weights of the moments of a network's `n` layers: the first moments, then the second, if there are any.
+
+        Raises:
+            SchemaError: another number of layers is weighed, or all of them by 0.
+        """
+        each = (1.0,) * n if self.layers is None else self.layers
+        if len(each) != n or not any(each):
+            raise SchemaError(f"layers are {each}; the network has {n} of them: give so many weights, one above 0")
+        return [*each, *(self.second * w for w in each if self.second)]
 
 
 def split(spec: str) -> list[tuple[str, str]]:
@@ -240,7 +251,7 @@ def _network(recipe: Recipe, schema: ImageSchema, look: Look) -> FeatureMap:
         net,
         centres=centres,
         radii=radii,
-        weights=[look.first] * layers + [look.second] * (len(centres) - layers),
+        weights=look.weights(layers),
         grid=_GRID,
         second=second,
         provenance=", ".join(recipe.public),
@@ -266,7 +277,7 @@ def _trained(recipe: Recipe, schema: ImageSchema, look: Look) -> FeatureMap:
         tower_from(weights, schema.channels, widths),
         centres=centres[chosen],
         radii=radii[chosen],
-        weights=([look.first] * layers + [look.second] * layers)[chosen],
+        weights=look.weights(layers),
         grid=about["grid"],
         second=look.second > 0,
         provenance=", ".join(recipe.public),

@@ -47,6 +47,7 @@ class DPMEPF(Embedding):
         features: public features joined by +: scattering, rff, ntk, hermite, trained:FILE (which 'dpgm features train'
             wrote), file:WEIGHTS (SqueezeNet 1.1 or MobileNetV2), torchvision:NAME.
         weights: weight of each; None for equal ones of square sum 0.5.
+        layers: weight of each layer of the network, from the image up; None for equal ones.
         moments: weight w0.
         second: weight of the second moments of a network's layers, beside 1 for the first.
         angles: angles of the wavelets.
@@ -60,6 +61,7 @@ class DPMEPF(Embedding):
 
     features: str = "scattering+rff"
     weights: tuple[float, ...] | None = None
+    layers: tuple[float, ...] | None = None
     steps: int = 400
     lr: float = 1e-3
     moments: float = 1.0
@@ -96,6 +98,8 @@ class DPMEPF(Embedding):
                 "0, or --net conv"
             )
         kinds = public.split(self.features)
+        if self.layers is not None and not all(0 <= w < math.inf for w in self.layers):
+            raise SchemaError(f"layers are {self.layers}; allowed are numbers of 0 or more")
         if self.weights is None:
             return
         if len(self.weights) != len(kinds) or not all(0 <= w < math.inf for w in self.weights):
@@ -130,12 +134,12 @@ class DPMEPF(Embedding):
         if self.waves is not None and self.waves > math.prod(schema.shape):
             raise SchemaError(f"waves is {self.waves}; these images have {math.prod(schema.shape)} cosine coefficients")
         found = public.recipes(self.features) if tensors is None else public.unpack(self.features, tensors)
-        if tensors is None and self.second and not any(recipe.layered for recipe in found):
+        if tensors is None and (self.second or self.layers) and not any(recipe.layered for recipe in found):
             raise SchemaError(
-                f"second is {self.second}, but none of the features '{self.features}' has layers; leave it out, or "
-                "name a network: trained:FILE, file:WEIGHTS, torchvision:NAME"
+                f"second is {self.second}, layers {self.layers}, but none of the features '{self.features}' has "
+                "layers; leave them out, or name a network: trained:FILE, file:WEIGHTS, torchvision:NAME"
             )
-        look = public.Look(second=self.second, angles=self.angles)
+        look = public.Look(layers=self.layers, second=self.second, angles=self.angles)
         weights = self.weights or (math.sqrt(0.5 / max(1, len(found))),) * len(found)
         return Mixture(
             CosineMoments(**_size(schema), count=self.waves),

@@ -13,42 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dpgm.nets.features import TINY, FeatureMap
+from dpgm.nets.features import TINY
 from dpgm.nets.generators import LabelledGenerator, follow
 
 _CHASE = 1e-3
 _CHECKS = 8
 Features = Callable[[Tensor], Tensor]
 Loss = Literal["pairs", "running", "adam", "batch"]
-
-
-class MomentStack(FeatureMap):
-    """First and second moments of features in one vector: (w1 e/|e|, w2 e²/|e²|), of norm at most sqrt(w1² + w2²).
-
-    **Source**: DP-MEPF (Harder, Jalali, Sutherland, Park 2023). An all-zero record maps to zero.
-
-    Args:
-        features: the map e.
-        w1: weight of the first moment; 0 leaves it out.
-        w2: weight of the second moment; 0 leaves it out.
-    """
-
-    def __init__(self, features: FeatureMap, w1: float = 1.0, w2: float = 0.0) -> None:
-        if min(w1, w2) < 0 or max(w1, w2) == 0:
-            raise ValueError(f"moment weights are {w1} and {w2}; give numbers >= 0, one of them positive")
-        super().__init__(features.name, features.dim * ((w1 > 0) + (w2 > 0)), features.provenance)
-        self.features, self.w1, self.w2 = features, w1, w2
-        self.freeze()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images `[b, c, h, w]` to `[b, dim]`."""
-        e = self.features(x)
-        e = e / ((e.square().sum(1, keepdim=True) + TINY**4).sqrt() + TINY)
-        parts = [self.w1 * e] if self.w1 else []
-        if self.w2:
-            s = e.square()
-            parts.append(self.w2 * s / ((s.square().sum(1, keepdim=True) + TINY**4).sqrt() + TINY))
-        return torch.cat(parts, 1)
 
 
 def shrink(target: Tensor, noise_std: Tensor | float, sizes: Sequence[int] | None = None) -> Tensor:
