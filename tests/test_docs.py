@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
+import pkgutil
 import re
 import shlex
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,6 +193,38 @@ def options_of(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
             cli.main(words)
         found |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     return found
+
+
+def undocumented(kind: type[Any]) -> list[str]:
+    """Options of a class that its docstring, or one that it inherits, does not explain, or explains twice; groups of
+    options are classes of their own.
+    """
+    hints = typing.get_type_hints(kind)
+    told = [name for c in kind.__mro__ for name in re.findall(r"^        (\w+): ", c.__doc__ or "", re.MULTILINE)]
+    names = [f.name for f in dataclasses.fields(kind) if not dataclasses.is_dataclass(hints[f.name])]
+    return [name for name in names if told.count(name) != 1]
+
+
+def test_every_option_is_explained_once() -> None:
+    modules = [importlib.import_module(f"dpgm.cli.{m.name}") for m in pkgutil.iter_modules(cli.__path__)]
+    kinds = {c for m in modules for c in vars(m).values() if isinstance(c, type) and dataclasses.is_dataclass(c)}
+    kinds = {c for c in kinds if c.__module__.startswith("dpgm.cli")} | {methods.get(n) for n in methods.names()}
+    assert len(kinds) > 30
+    assert {c.__name__: found for c in kinds if (found := undocumented(c))} == {}
+
+    @dataclasses.dataclass
+    class Twin:
+        """What.
+
+        Attributes:
+            samples: how many.
+        """
+
+        samples: int = 1
+        json: bool = False
+
+    Twin.__doc__ = "\n".join(line.removeprefix("    ") for line in (Twin.__doc__ or "").splitlines())
+    assert undocumented(Twin) == ["json"]
 
 
 def test_options_that_messages_advise_exist(capsys: pytest.CaptureFixture[str]) -> None:

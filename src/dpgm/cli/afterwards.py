@@ -41,11 +41,11 @@ class _Sample:
         n: how many records.
         labels: classes to draw, e.g. 3,5; by default all, in equal numbers.
         seed: makes the draw reproducible.
-        out: the .npz file to write; by default samples.npz of the run folder.
+        out: the .npz file to write (.csv, for a table); by default samples.npz (samples.csv) of the run folder.
         json: print one JSON object.
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     n: int = 10_000
     labels: str | None = None
     seed: int | None = None
@@ -60,13 +60,13 @@ class _Evaluate:
     Attributes:
         folder: a run folder with samples; the data may be left out when the run names a public set.
         seed: of the classifiers.
-        classifiers: which; the first, cnn, is the one that is named beforehand.
+        classifiers: those to train; cnn is the one that was named beforehand, the others stand beside it.
         reference: folder of 'dpgm reference', instead of training the same classifiers on real records again.
         fid_features: what FID and its kin look through: lenet, inception:FILE with local weights, or none.
         json: print one JSON object.
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     data: Flat[Data]
     seed: int = 0
     classifiers: Classifiers = CLASSIFIERS
@@ -83,7 +83,7 @@ class _Reference:
         out: the folder to write.
         seed: of the classifiers and of the choice of records.
         samples: how many real train records they learn from: as many as the synthetic ones they are compared with.
-        classifiers: which; the first, cnn, is the one that is named beforehand.
+        classifiers: those to train; cnn is the one that was named beforehand, the others stand beside it.
         fid_features: what FID and its kin look through: lenet, inception:FILE with local weights, or none.
         json: print one JSON object.
     """
@@ -121,7 +121,7 @@ class _Report:
         json: print one JSON object.
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     json: bool = False
 
 

@@ -31,7 +31,7 @@ class _Bench:
 
     Attributes:
         experiment: a TOML file: data, epsilon, seeds and rows.
-        out: folder of the results; the same command goes on where it stopped.
+        out: folder of the results, needed unless --dry-run; the same command goes on where it stopped.
         data_dir: folder with the files of named sets; otherwise the environment variable DPGM_DATA.
         jobs: how many cells run at a time on this machine; each of them gets cores / jobs threads.
         executor: where they run: on this machine, or on a Ray cluster whose machines share the folders.

@@ -29,22 +29,22 @@ class Data:
         data: a named set (digits, mnist, fashion-mnist, cifar10, celeba, ...), a .npz file, a folder of images by
             class, idx files, or a table (.csv, .csv.gz, .tsv, .parquet) with its --schema.
         data_dir: folder with the files of named sets; otherwise the environment variable DPGM_DATA.
-        schema: JSON file with the public facts, instead of the next four.
+        schema: JSON file with the public facts; a table needs one, for images it stands instead of the next four.
         image_size: side of the stored images in pixels.
         channels: 1 (grey) or 3 (colour).
         classes: names of the classes, or their number: "cat,dog" or "10".
         size: declared number of train records, a public round figure.
         resize: side of the images wanted.
         colour: turn images to grey or to rgb.
-        unlabelled: drop the labels; all records are of one class.
+        unlabelled: drop the labels: all records become one class.
         test_fraction: share of records to hold out where there is no test part.
         test: file of the held-out part of a table.
         public: the table's records are public, as a benchmark's are: scores beside real train records may be shown.
         labels: file of the labels of an idx file, where it is not found beside it.
-        max_gib: memory above which images are refused by their headers, in GiB.
+        max_gib: refuse images that would take more memory, in GiB, than this; their headers tell before they are read.
     """
 
-    data: tyro.conf.Positional[str]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     data_dir: Path | None = None
     schema: Path | None = None
     image_size: int | None = None
@@ -116,11 +116,11 @@ class Privacy:
         epsilon: privacy loss allowed.
         delta: slack allowed; by default 1/size rounded down to a power of ten; 0 asks for pure privacy.
         relation: which data sets are neighbours.
-        allow: run a method of weak evidence, for study; every artefact will say so.
-        bounds_share: share of the budget for bounds, where the schema says "private_bounds".
-        ledger: file of an account that several runs on the same records share; each run is refused that would bring
-            their total above its cap.
-        cap: the most epsilon of all runs on that account together, at the delta of its first run, which states it.
+        allow: run a method although its evidence is as weak as this, for study; every artefact will say so.
+        bounds_share: share of the budget for the bounds of columns that the schema marks as "private_bounds".
+        ledger: file of a ledger that several runs on the same records share; a run is refused that would bring their
+            total above its cap.
+        cap: largest epsilon of all runs on that ledger together, at the delta of the first one, which must state it.
     """
 
     epsilon: float = 1.0
@@ -192,13 +192,16 @@ def parse(command: str, options: type[T], words: list[str], *, about: str) -> T:
 
 
 def with_method(options: type[Any], method: Method) -> type[Any]:
-    """`options` with a field `config` that holds the method's own options; those of a form within keep its prefix."""
+    """`options` with a field `config` that holds the method's own options, listed after those of every method; those of
+    a form within keep its prefix.
+    """
     return dataclasses.make_dataclass(
         "Options",
         [
-            ("common", Annotated[options, tyro.conf.OmitArgPrefixes]),
+            ("common", Annotated[options, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]),
             ("config", Annotated[type(method), tyro.conf.arg(name="")], dataclasses.field(default=method)),
         ],
+        kw_only=True,
     )
 
 

@@ -28,10 +28,10 @@ from dpgm.schema import SchemaError
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What the command takes.
+    """What every method takes.
 
     Attributes:
-        method: the method; 'dpgm methods' lists them, and '--method NAME --help' its options.
+        method: the method; 'dpgm methods' lists them.
         labeller: share of the budget for a classifier that corrects the labels of the samples, above 0 and below 1.
         labeller_mode: what it does with samples: filter (draw again until it agrees; the default), soft (filter, and
             hand on its class probabilities for the CNN to learn from) or relabel (keep every sample, as what it reads).
@@ -48,20 +48,20 @@ class PlanOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit(PlanOptions):
-    """What the command takes."""
+    """What every method takes."""
 
     output: Flat[Output]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Fit):
-    """What the command takes.
+    """What every method takes.
 
     Attributes:
         samples: how many synthetic records to draw.
-        evaluate: train classifiers on them and test these on real test records; by default only for public named sets,
-            as the scores of own records are not private.
-        classifiers: which; the first, cnn, is the one that is named beforehand.
+        evaluate: train classifiers on the samples and test them on real test records; by default for public named sets
+            only, as the scores of own records are not private.
+        classifiers: those to train; cnn is the one that was named beforehand, the others stand beside it.
         reference: folder of 'dpgm reference', instead of training the same classifiers on real records again.
         fid_features: what FID and its kin look through: lenet, inception:FILE with local weights, or none.
     """
@@ -181,6 +181,7 @@ def run_command(words: list[str]) -> int:
 
 def _parse(command: str, options: type[Any], words: list[str], about: str) -> tuple[Any, Method]:
     method = method_named(words, DEFAULT_METHOD)
+    about += f" The group 'options' ends with those of the method {method.name}; see others by '--method NAME --help'."
     parsed = parse(command, with_method(options, method()), words, about=about)
     share, mode = parsed.common.labeller, parsed.common.labeller_mode
     if share is None and mode is not None:

@@ -23,7 +23,7 @@ class _Total:
     """What the command takes.
 
     Attributes:
-        runs: folders of runs, ledger files that several runs share: all that was ever asked of the same records.
+        runs: folders of runs, or ledgers that several runs share: name all that was ever asked of the same records.
         delta: slack of the whole; by default the largest of the runs' own.
         json: print one JSON object.
     """

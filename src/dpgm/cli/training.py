@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from dpgm import artefact, methods
 from dpgm.artefact import LEDGER, MODEL, RELEASE, RUN, TRAINING, write_json
@@ -20,6 +23,22 @@ from dpgm.schema import SchemaError
 DEFAULT_METHOD = "merf"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Train:
+    """What the command takes.
+
+    Attributes:
+        release: a release file, or the run folder that holds it.
+        samples: how many synthetic records to draw.
+        json: print one JSON object and nothing else on standard output.
+    """
+
+    release: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RELEASE")]
+    output: Flat[Output]
+    samples: int = 10_000
+    json: bool = False
+
+
 def train_command(words: list[str]) -> int:
     """Train again on a release: same guarantee, nothing added to the ledger."""
     source = next((Path(w) for w in words if not w.startswith("-") and Path(w).exists()), None)
@@ -27,7 +46,8 @@ def train_command(words: list[str]) -> int:
         raise SchemaError("give a release: dpgm train RUN/release.safetensors --out NEW [--steps ...]")
     release = artefact.load_release(source) if source else None
     method = release.method if release else methods.get(DEFAULT_METHOD)()
-    options = parse("train", with_method(_options(), method), words, about="Train again on a release, for free.")
+    about = "Train again on a release, for free. The group 'options' ends with those of the release's method."
+    options = parse("train", with_method(_Train, method), words, about=about)
     assert release is not None
     assert source is not None
     common, method = options.common, release.method.retrained(options.config)
@@ -91,21 +111,6 @@ def train_release(release: Release, seed: int, screen: Screen) -> tuple[Model, d
 
         model = release.method.train(release, seed=seed, on_note=on_note)
     return model, curve
-
-
-def _options() -> type[Any]:
-    import tyro
-
-    return dataclasses.make_dataclass(
-        "TrainOptions",
-        [
-            ("release", tyro.conf.Positional[Path]),
-            ("output", Flat[Output]),
-            ("samples", int, dataclasses.field(default=10_000)),
-            ("json", bool, dataclasses.field(default=False)),
-        ],
-        kw_only=True,
-    )
 
 
 def must_be_new(out: Path, last: str = MODEL) -> None:
