@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dpgm import methods
 from dpgm.mechanisms.noise import Gaussian
 from dpgm.mechanisms.queries import Histogram
 from dpgm.methods.base import (
@@ -353,3 +355,15 @@ def test_progress_is_thinned() -> None:
         report(step, 1.0)
     assert len(notes) == 11
     assert notes[-1].step == 1000
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_options_that_must_be_above_0_say_so_by_their_type(name: str) -> None:
+    kind = methods.get(name)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    positive = [n for n, hint in hints.items() if "above 0" in str(hint) and n in {f.name for f in fields(kind)}]
+    for option in positive:
+        with pytest.raises(SchemaError, match=f"{option} is 0; allowed is a number above 0"):
+            kind(**{option: 0})
+    sizes = {"batch", "cells", "clip_norm", "components", "draws", "hidden", "latent", "slices", "slice_dim", "width"}
+    assert {f.name for f in fields(kind)} & sizes <= set(positive)

@@ -28,6 +28,7 @@ from dpgm.methods.graphical import (
     first_round,
     model_cells,
 )
+from dpgm.methods.options import AtLeast1
 from dpgm.methods.tabular import one_way
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
@@ -73,7 +74,7 @@ class AIM(Method):
     units: int = 4
     first: float = 0.1
     choice: float = 0.1
-    cells: int = 24
+    cells: AtLeast1 = 24
     largest: int = 500_000
     steps: int = 1000
     round_steps: int = 100

@@ -164,7 +164,8 @@ class Method(ABC):
     """A way to make synthetic data. The frozen dataclass is the configuration; the command line is made from it.
 
     Subclasses are frozen keyword-only dataclasses whose fields are int, float, str, bool, None, `Literal`s, tuples of
-    these, or other methods.
+    these, or other methods. Numbers are finite and 0 or more; those of the types `AtLeast1` and `Above0`
+    (`dpgm.methods.options`) are not 0 either.
     """
 
     name: ClassVar[str]
@@ -175,21 +176,14 @@ class Method(ABC):
     """Kinds of schema that it can plan for."""
     generates: ClassVar[bool] = True
     """Whether its models make records; a private classifier only reads them."""
-    above_0: ClassVar[frozenset[str]] = frozenset(
-        {"batch", "cells", "clip_norm", "components", "draws", "hidden", "latent", "slices", "slice_dim", "width"}
-    )
-    """Names of the options, of any method, that must be above 0."""
     free: ClassVar[frozenset[str]] = frozenset()
     """Names of the options that only training reads: they may change when a release is trained on again."""
 
     def __post_init__(self) -> None:
         """Refuse options of another type, and numbers below 0 or not finite, before anything is planned with them."""
-        hints = typing.get_type_hints(type(self))
+        hints = typing.get_type_hints(type(self), include_extras=True)
         for f in dataclasses.fields(self):
-            value, where = getattr(self, f.name), f"{self.name}.{f.name}"
-            check_option(value, hints[f.name], where)
-            if f.name in self.above_0 and value == 0:
-                raise SchemaError(f"{where} is 0; allowed is a number above 0")
+            check_option(getattr(self, f.name), hints[f.name], f"{self.name}.{f.name}")
 
     @abstractmethod
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:

@@ -18,6 +18,7 @@ from dpgm.methods.base import Batch, Method, Model, Note, OnNote, Plan, Release,
 from dpgm.methods.composed import part, prefixed, with_prefix
 from dpgm.methods.descent import Descent, descend
 from dpgm.methods.field import FieldModel
+from dpgm.methods.options import Above0, AtLeast1
 from dpgm.nets.denoiser import Denoiser, Known, denoising_loss, sliced_loss
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
@@ -68,10 +69,10 @@ class Denoising(Method):
     field_share: float = 0.1
     steps: int = 150
     rate: float = 0.02
-    draws: int = 2
-    clip_norm: float = 0.5
+    draws: AtLeast1 = 2
+    clip_norm: Above0 = 0.5
     lr: float = 1e-3
-    width: int = 24
+    width: AtLeast1 = 24
     sampler: Literal["heun", "ddim", "langevin", "hmc"] = "heun"
     highest: float = 0.5
     levels: int = 6

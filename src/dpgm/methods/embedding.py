@@ -21,6 +21,7 @@ from dpgm.mechanisms.noise import Gaussian, KNorm
 from dpgm.mechanisms.queries import MeanEmbedding
 from dpgm.methods.base import Batch, Method, Model, OnNote, Plan, Release, Resume, Talk, Tensors, reporter
 from dpgm.methods.encoder import TorchEncoder, check_encoder
+from dpgm.methods.options import AtLeast1
 from dpgm.nets.classifiers import to_bytes
 from dpgm.nets.features import FeatureMap, Mixture, RandomFourier
 from dpgm.nets.generators import DenseGenerator, LabelledGenerator
@@ -61,7 +62,7 @@ class Embedding(Method):
 
     count_weight: float = 0.2
     steps: int = 800
-    batch: int = 100
+    batch: AtLeast1 = 100
     lr: float = 2e-3
     loss: Literal["pairs", "running", "adam"] = "pairs"
     shrink: bool = False
@@ -201,8 +202,8 @@ class DPMERF(Embedding):
     """
 
     dim: int | None = None
-    latent: int = 8
-    hidden: int = 512
+    latent: AtLeast1 = 8
+    hidden: AtLeast1 = 512
 
     name: ClassVar[str] = "merf"
     free: ClassVar[frozenset[str]] = Embedding.free | {"latent", "hidden"}

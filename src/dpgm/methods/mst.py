@@ -17,6 +17,7 @@ from dpgm.mechanisms.selection import SelectMarginal
 from dpgm.mechanisms.tables import Cells, Marginals
 from dpgm.methods.base import Method, Note, OnNote, Plan, Release, Resume, Talk, Tensors, reporter
 from dpgm.methods.graphical import CliqueModel, Measured, cliques_of, estimate, first_round
+from dpgm.methods.options import AtLeast1
 from dpgm.methods.tabular import one_way
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Relation, Source
@@ -41,7 +42,7 @@ class MST(Method):
         steps: steps of the estimation (free).
     """
 
-    cells: int = 24
+    cells: AtLeast1 = 24
     steps: int = 1000
 
     name: ClassVar[str] = "mst"

@@ -6,7 +6,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 LabelMode: TypeAlias = Literal["filter", "soft", "relabel"]
 """What a labeller does with samples; see `dpgm.methods.labelled.Labelled`."""
+
+
+_ABOVE_0 = "above 0"
+AtLeast1: TypeAlias = Annotated[int, _ABOVE_0]
+"""The type of an option that is a whole number, 1 or more."""
+Above0: TypeAlias = Annotated[float, _ABOVE_0]
+"""The type of an option that is a number above 0."""
 
 
 def to_plain(value: Any) -> Json:
@@ -80,10 +87,13 @@ def parse(value: Json, hint: Any, where: str) -> Any:
 
 
 def check_option(value: Any, hint: Any, where: str) -> None:
-    """Raise unless an option is of its type and, where it is a number, finite and not below 0."""
+    """Raise unless an option is of its type and, if a number, finite, 0 or more, and above 0 where the type says so."""
     parse(value, hint, where)
     if isinstance(value, int | float) and not 0 <= value < math.inf:
         raise SchemaError(f"{where} is {value}; allowed is a finite number, 0 or more")
+    arms = [hint, *typing.get_args(hint)]  # of `AtLeast1 | None`, say
+    if value is not False and value == 0 and any(_ABOVE_0 in getattr(arm, "__metadata__", ()) for arm in arms):
+        raise SchemaError(f"{where} is 0; allowed is a number above 0")
 
 
 def check_seed(seed: int) -> None:

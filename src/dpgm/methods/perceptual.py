@@ -14,6 +14,7 @@ from torch import Tensor
 from dpgm.methods import features as public
 from dpgm.methods.base import Method, Tensors
 from dpgm.methods.embedding import Embedding
+from dpgm.methods.options import AtLeast1
 from dpgm.nets.classifiers import to_unit
 from dpgm.nets.cosine import CosineMoments, MomentGenerator
 from dpgm.nets.features import FeatureMap, Mixture
@@ -69,7 +70,7 @@ class DPMEPF(Embedding):
     angles: int = 8
     waves: int | None = None
     rank: int = 40
-    hidden: int = 16
+    hidden: AtLeast1 = 16
     bend: int = 0
     net: Literal["moments", "conv"] = "moments"
     warm: int = 0

@@ -34,6 +34,7 @@ from dpgm.methods.field import (
     radius,
 )
 from dpgm.methods.laws import Array
+from dpgm.methods.options import AtLeast1
 from dpgm.methods.published_pge import AS_PRINTED, Published
 from dpgm.nets.coordinates import Coordinates
 from dpgm.nets.refiner import train_refiner
@@ -96,7 +97,7 @@ class PGE(Method):
 
     privacy: Literal["one-shot", "dp-sgd", "published"] = "one-shot"
     picture: Literal["strokes", "texture"] = "texture"
-    components: int | None = None
+    components: AtLeast1 | None = None
     block: int | None = None
     temperature: float | None = None
     wobble: float | None = None

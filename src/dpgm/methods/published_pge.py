@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dpgm.mechanisms.perturbed import SOURCE, PerturbedProjections
 from dpgm.methods.base import Batch, Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
+from dpgm.methods.options import AtLeast1
 from dpgm.nets.classifiers import to_bytes
 from dpgm.nets.codes import Code, VQCode, make_code, short
 from dpgm.nets.score import Label, ScoreNet
@@ -69,7 +70,7 @@ class Published(Method):
     k: int = 10
     loss: Literal["printed", "derived"] = "printed"
     steps: int = 300
-    batch: int = 64
+    batch: AtLeast1 = 64
     lr: float = 1e-3
     ema: float = 0.999
     smooth: float = 0.0

@@ -12,6 +12,7 @@ from torch import Tensor
 from dpgm.mechanisms.projection import SlicedProjection
 from dpgm.methods.embedding import Embedding
 from dpgm.methods.encoder import TorchEncoder
+from dpgm.methods.options import AtLeast1
 from dpgm.nets.cosine import CosineMoments, MomentGenerator
 from dpgm.nets.features import FeatureMap, Mixture, RandomFourier
 from dpgm.nets.generators import DenseGenerator, LabelledGenerator
@@ -45,11 +46,11 @@ class SlicedEmbedding(Embedding):
         rank: directions of each class in the generator's first law, with moments.
     """
 
-    slices: int = 500
+    slices: AtLeast1 = 500
     bins: int = 12
     statistic: Literal["moments", "characteristic", "histogram"] = "moments"
-    latent: int = 8
-    hidden: int = 512
+    latent: AtLeast1 = 8
+    hidden: AtLeast1 = 512
     rank: int = 40
 
     name: ClassVar[str] = "slicing"

@@ -13,6 +13,7 @@ from dpgm.mechanisms.noise import Gaussian
 from dpgm.mechanisms.projection import SlicedProjection
 from dpgm.methods import rowwise, sliced_images
 from dpgm.methods.base import Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors, reporter
+from dpgm.methods.options import AtLeast1
 from dpgm.methods.tabular import MixtureModel, Released, choose_cells, one_way, two_way
 from dpgm.nets.looks import check_sampling
 from dpgm.nets.mixture import ProductMixture, fit_mixture
@@ -68,20 +69,20 @@ class Slicing(Method):
     mode: Literal["aggregated", "full-rank", "paper"] = "aggregated"
     shuffled: bool = False
     share: float = 0.15
-    cells: int = 24
+    cells: AtLeast1 = 24
     pair: float = 0.5
     label: float = 3.0
     triple: float = 1.0
-    slices: int = 25
-    slice_dim: int = 2
+    slices: AtLeast1 = 25
+    slice_dim: AtLeast1 = 2
     statistic: Literal["moments", "characteristic", "histogram"] = "moments"
     loss: Literal["auto", "moments", "cf", "wasserstein", "chi2", "kl", "ridge"] = "auto"
-    components: int = 256
+    components: AtLeast1 = 256
     steps: int = 0
-    batch: int = 500
+    batch: AtLeast1 = 500
     lr: float = 0.0
-    latent: int = 32
-    width: int = 16
+    latent: AtLeast1 = 32
+    width: AtLeast1 = 16
     temperature: float = 1.0
     movement: float = 0.0
 

@@ -30,6 +30,7 @@ from dpgm.methods.base import Ask, Method, Note, OnNote, Plan, Release, Resume, 
 from dpgm.methods.decoder import CodeLaws, DecoderModel, with_codes
 from dpgm.methods.descent import Descent, descend
 from dpgm.methods.laws import public_cells
+from dpgm.methods.options import Above0, AtLeast1
 from dpgm.nets.classifiers import to_unit
 from dpgm.nets.generators import ConvGenerator, LabelledGenerator
 from dpgm.nets.looks import check_sampling
@@ -108,14 +109,14 @@ class DP2VAE(Method):
 
     privacy: Privacy = "local"
     decoder: Literal["mlp", "conv"] = "mlp"
-    latent: int = 16
-    hidden: int = 300
-    width: int = 16
+    latent: AtLeast1 = 16
+    hidden: AtLeast1 = 300
+    width: AtLeast1 = 16
     steps: int = 300
     rate: float = 0.05
     lr: float = 0.01
-    clip_norm: float = 1.0
-    draws: int = 1
+    clip_norm: Above0 = 1.0
+    draws: AtLeast1 = 1
     jitter: float = 0.1
     local_steps: int = 6
     step_size: float = 0.05
