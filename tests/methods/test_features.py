@@ -13,6 +13,7 @@ import torch
 import dpgm
 from dpgm import artefact
 from dpgm.cli import BAD_INPUT, OK, REFUSED, main
+from dpgm.evaluation.audit.consistency import check_folder
 from dpgm.methods import features
 from dpgm.methods.encoder import check_encoder
 from dpgm.privacy.guarantee import Budget, Relation
@@ -189,3 +190,24 @@ def squeezenet_arrays() -> dict[str, list[np.ndarray]]:
         scale = (2 / np.prod(shape[:3])) ** 0.5
         out[name] = [(scale * draws.normal(size=shape)).astype(np.float32), np.zeros(shape[3], np.float32)]
     return out
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_stranger_can_check_a_run_without_its_feature_file(beside: bool, tmp_path: Path) -> None:
+    """Once the file is gone, the promise is derived from the release alone; without the release it cannot be."""
+    file = tmp_path / "F.safetensors"
+    words = ["--image-size", "8", "--channels", "1", "--instances", "20", "--steps", "2", "--out", str(file)]
+    assert main(["features", "train", "procedural", *words]) == OK
+    run = tmp_path / "run"
+    options = ["--steps", "1", "--samples", "0", "--evaluate", "False", "--epsilon", "1", "--out", str(run)]
+    assert main(["run", "digits", "--method", "mepf", "--features", f"trained:{file}", *options]) == OK
+    file.unlink()
+    if not beside:
+        (run / artefact.RELEASE).unlink()
+    plan = next(check for check in check_folder(run) if check.name == "the method's plan is what was reserved")
+    assert plan.passed is beside, plan.found
+    if beside:
+        release = artefact.load_release(run)
+        again = release.method.reopened(release.tensors)
+        assert again == release.method
+        assert again.public_sets() == ("procedural",)

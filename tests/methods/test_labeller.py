@@ -276,6 +276,9 @@ def test_it_reads_any_public_features_and_they_travel_in_the_release(digits, tmp
     assert odds is not None
     assert (odds == model.classify(x[1400:])).all()
     assert (odds.argmax(1) == y[1400:]).mean() > 0.5  # 0.1 by chance
+    reopened = again.release.method.reopened(again.release.tensors)  # the file is gone
+    fresh = reopened.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    assert fresh.guarantee() == plan.guarantee()
     assert again.release.method.retrained(both) is both  # as an interrupted run has it from the command line
 
 

@@ -71,24 +71,24 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
     screen = Screen(as_json=options.json)
     checks: list[Check] = []
     audits: list[Audit] = []
-    skipped = ""
+    skipped: list[str] = []
     with screen.stage("audit"):
         if options.kind in ("all", "consistency"):
             checks = check_folder(folder)
         if options.kind in ("all", "mechanism"):
-            method = artefact.method_from_json(run["config"])
-            promise = run["guarantee"]
-            budget = Budget(epsilon=promise["epsilon"], delta=promise["delta"])
-            relation, kind = Relation(promise["relation"]), type(schema_from_json(run["schema"]))
-            small = next(s for s in stages(method) if isinstance(s, kind))  # pictures and tables are asked otherwise
-            audits += audit_method(method, budget=budget, relation=relation, schema=small, trials=options.trials)
+            try:
+                audits += _mechanisms(options, run)
+            except SchemaError as error:
+                if options.kind == "mechanism":
+                    raise
+                skipped.append(f"mechanisms were not attacked: {error}")
         if options.kind in ("all", "membership"):
             try:
                 audits.append(_membership(options, run))
             except (SchemaError, DataError, PrivacyError) as error:
                 if options.kind == "membership":
                     raise
-                skipped = f"membership was not looked at: {error}"
+                skipped.append(f"membership was not looked at: {error}")
     faults = [c for c in checks if not c.passed]
     fallen = [a for a in audits if a.beaten and a.evidence is Evidence.PROVED]
     value = {
@@ -97,14 +97,25 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
         "checks": [c.to_json() for c in checks],
         "audits": [a.to_json() for a in audits],
         "proved_and_beaten": [a.name for a in fallen],
-        "skipped": skipped,
+        "skipped": "; ".join(skipped),
         "seconds": round(screen.seconds["audit"], 1),
     }
     write_json(folder / AUDIT, value)
     afterwards.report(folder)
     lines = [f"{'ok   ' if c.passed else 'FAULT'} {c.name}: {c.found}" for c in checks]
-    blocks = ["\n".join(lines)] * bool(lines) + [a.text() for a in audits] + [skipped] * bool(skipped)
+    blocks = ["\n".join(lines)] * bool(lines) + [a.text() for a in audits] + skipped
     return not (faults or fallen), "\n\n".join(blocks), value, screen
+
+
+def _mechanisms(options: _Folder, run: dict[str, Any]) -> list[Audit]:
+    method = artefact.method_from_json(run["config"])
+    if (options.folder / artefact.RELEASE).exists():
+        method = method.reopened(artefact.load_release(options.folder).tensors)
+    promise = run["guarantee"]
+    budget = Budget(epsilon=promise["epsilon"], delta=promise["delta"])
+    relation, kind = Relation(promise["relation"]), type(schema_from_json(run["schema"]))
+    small = next(s for s in stages(method) if isinstance(s, kind))  # pictures and tables are asked otherwise
+    return audit_method(method, budget=budget, relation=relation, schema=small, trials=options.trials)
 
 
 def _membership(options: _Folder, run: dict[str, Any]) -> Audit:

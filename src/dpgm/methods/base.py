@@ -211,6 +211,10 @@ class Method(ABC):
         """Names of the public data sets that the method's own parts were fitted on."""
         return ()
 
+    def reopened(self, tensors: Tensors) -> Self:
+        """The method with what its release encloses in the place of its files, so that it can plan without them."""
+        return self
+
     def retrained(self, other: Method) -> Self:
         """`other`, if it differs from this method in free options only.
 
@@ -317,10 +321,6 @@ class Model(ABC):
         from dpgm.artefact import save_model
 
         save_model(self, folder)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Driving
 
 
 ALLOWED: dict[str, Evidence] = {"refuted": Evidence.REFUTED, "unsupported": Evidence.UNSUPPORTED}

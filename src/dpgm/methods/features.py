@@ -6,12 +6,13 @@ that is sent on alone can be trained on again, and the file need not be there.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -68,6 +69,20 @@ class Recipe:
         for name in sorted(self.tensors):
             digest.update(name.encode() + np.ascontiguousarray(self.tensors[name]).tobytes())
         return digest.hexdigest()
+
+
+class Featured(Protocol):
+    """A method with public features by name."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def features(self) -> str:
+        """Their names, joined by +."""
+        ...
+
+
+M = TypeVar("M", bound=Featured)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +221,19 @@ def unpack(spec: str, tensors: Mapping[str, Any]) -> list[Recipe]:
         about = json.loads(found.pop("about").tobytes()) if argument else {}
         out.append(Recipe(kind=kind, about=about, tensors=found))
     return out
+
+
+def holding(method: M, tensors: Mapping[str, Any]) -> M:
+    """`method` with the recipes that its release encloses, in the place of its files."""
+    again = dataclasses.replace(method)
+    object.__setattr__(again, "_held", unpack(method.features, tensors))
+    return again
+
+
+def recipes_of(method: Featured) -> list[Recipe]:
+    """The recipes of a method's features: those that it holds, or those in its files."""
+    held: list[Recipe] | None = getattr(method, "_held", None)
+    return recipes(method.features) if held is None else held
 
 
 def build(recipe: Recipe, schema: ImageSchema, look: Look) -> FeatureMap:

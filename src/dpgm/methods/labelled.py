@@ -56,6 +56,14 @@ class Labelled(Method):
         """Those of the generator, and of the labeller."""
         return (*self.generator.public_sets(), *self.labeller.public_sets())
 
+    def reopened(self, tensors: Tensors) -> Self:
+        """Generator and labeller with what the release encloses of each."""
+        return dataclasses.replace(
+            self,
+            generator=self.generator.reopened(part(tensors, "generator.")),
+            labeller=self.labeller.reopened(part(tensors, "labeller.")),
+        )
+
     def retrained(self, other: Method) -> Self:
         """`other`, if it differs from this method in free options only, those of the generator included."""
         if not isinstance(other, type(self)):

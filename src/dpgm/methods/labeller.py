@@ -99,7 +99,11 @@ class Labeller(Method):
 
     def public_sets(self) -> tuple[str, ...]:
         """Names of the sets that the features were fitted on."""
-        return tuple(name for recipe in public.recipes(self.features) for name in recipe.public)
+        return tuple(name for recipe in public.recipes_of(self) for name in recipe.public)
+
+    def reopened(self, tensors: Tensors) -> Self:
+        """The method with the features in its release."""
+        return public.holding(self, tensors)
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The gradients with the smallest noise that the budget allows."""
@@ -107,7 +111,7 @@ class Labeller(Method):
             raise SchemaError(f"dim is {self.dim}, pictures {self.pictures}; allowed are 1 or more, and 2 or more")
         if schema.n_classes < 2:
             raise SchemaError("the records have one class, which leaves a labeller nothing to tell; leave it out")
-        found = public.recipes(self.features)
+        found = public.recipes_of(self)
         plan = gradient_plan(
             schema,
             relation=relation,
@@ -139,7 +143,7 @@ class Labeller(Method):
         """Train on released gradients; returns {"weight" [k, dim]}, and the features that came from files."""
         [(mechanism, calls)], schema = plan.items, plan.schema
         assert isinstance(mechanism, PoissonGradient)
-        found = public.recipes(self.features)
+        found = public.recipes_of(self)
         encoder = TorchEncoder(module=self._whitened(schema, found))
         check_encoder(encoder, schema)
         net = _linear(encoder.dim, schema.n_classes)

@@ -124,17 +124,21 @@ class DPMEPF(Embedding):
 
     def public_sets(self) -> tuple[str, ...]:
         """Names of the sets that the features were fitted on."""
-        return tuple(name for recipe in public.recipes(self.features) for name in recipe.public)
+        return tuple(name for recipe in public.recipes_of(self) for name in recipe.public)
+
+    def reopened(self, tensors: Tensors) -> Self:
+        """The method with the features in its release."""
+        return public.holding(self, tensors)
 
     def enclosed(self) -> Tensors:
         """Weights of the features that came from files."""
-        return public.pack(public.recipes(self.features))
+        return public.pack(public.recipes_of(self))
 
     def feature_map(self, schema: ImageSchema, tensors: Mapping[str, Any] | None = None) -> FeatureMap:
         """Moments first, then the features that are named."""
         if self.waves is not None and self.waves > math.prod(schema.shape):
             raise SchemaError(f"waves is {self.waves}; these images have {math.prod(schema.shape)} cosine coefficients")
-        found = public.recipes(self.features) if tensors is None else public.unpack(self.features, tensors)
+        found = public.recipes_of(self) if tensors is None else public.unpack(self.features, tensors)
         if tensors is None and (self.second or self.layers) and not any(recipe.layered for recipe in found):
             raise SchemaError(
                 f"second is {self.second}, layers {self.layers}, but none of the features '{self.features}' has "

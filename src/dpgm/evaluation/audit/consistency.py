@@ -132,6 +132,8 @@ def _release(facts: dict[str, Any]) -> str:
 def _plan(facts: dict[str, Any]) -> str:
     """The method's plan made anew: its events and its evidence are those of the ledger."""
     method = artefact.method_from_json(facts["run"]["config"])
+    if "release" in facts:
+        method = method.reopened(facts["release"].tensors)
     opened = facts["entries"][0]
     schema: Any = schema_from_json(facts["run"]["schema"])
     budget = Budget(epsilon=opened["epsilon"], delta=opened["delta"])
