@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from dpgm.artefact import load_model, load_samples, save_samples
-from dpgm.cli import OK, main
+from dpgm.cli import BAD_INPUT, OK, REFUSED, main
 from dpgm.methods.base import Note, Release, Resume, privatise
 from dpgm.methods.embedding import DPMERF
 from dpgm.methods.labelled import Labelled
@@ -280,6 +280,17 @@ def test_it_reads_any_public_features_and_they_travel_in_the_release(digits, tmp
     fresh = reopened.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
     assert fresh.guarantee() == plan.guarantee()
     assert again.release.method.retrained(both) is both  # as an interrupted run has it from the command line
+
+
+def test_the_command_line_gives_a_labeller_its_features(tmp_path, capsys):
+    file = tmp_path / "F.safetensors"
+    assert main(["features", "train", "digits", "--steps", "2", "--records", "50", "--out", str(file)]) == OK
+    words = ["plan", "digits", "--labeller-features", f"trained:{file}"]
+    assert main(words) == BAD_INPUT
+    assert "--labeller 0.3" in capsys.readouterr().err
+    assert main([*words, "--labeller", "0.3"]) == REFUSED
+    assert "fitted on 'digits'" in capsys.readouterr().err
+    assert main(["plan", "digits", "--labeller", "0.3", "--labeller-features", "rff+ntk"]) == OK
 
 
 def test_features_must_be_named():

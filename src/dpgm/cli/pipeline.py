@@ -21,6 +21,7 @@ from dpgm.cli.training import DEFAULT_METHOD
 from dpgm.evaluation.utility import CLASSIFIERS
 from dpgm.methods import bounds
 from dpgm.methods.base import Method, check_allowed
+from dpgm.methods.fit import check_public
 from dpgm.methods.options import LabelMode, check_count, check_takes
 from dpgm.privacy.guarantee import PrivacyError, large_delta
 from dpgm.schema import SchemaError
@@ -35,6 +36,8 @@ class PlanOptions:
         labeller: share of the budget for a classifier that corrects the labels of the samples, above 0 and below 1.
         labeller_mode: what it does with samples: filter (draw again until it agrees; the default), soft (filter, and
             hand on its class probabilities for the CNN to learn from) or relabel (keep every sample, as what it reads).
+        labeller_features: public features that it reads, as for mepf, e.g. trained:F.safetensors+scattering; scattering
+            by default.
         json: print one JSON object and nothing else on standard output.
     """
 
@@ -43,6 +46,7 @@ class PlanOptions:
     method: str = DEFAULT_METHOD
     labeller: float | None = None
     labeller_mode: LabelMode | None = None
+    labeller_features: str | None = None
     json: bool = False
 
 
@@ -76,8 +80,10 @@ class Run(Fit):
 def plan_command(words: list[str]) -> int:
     """Print noise, epsilon, expected time and memory without reading a row."""
     options, method = _parse("plan", PlanOptions, words, "What a run would promise and cost; no row is read.")
-    schema = options.data.open().schema
+    data = options.data.open()
+    schema = data.schema
     check_takes(method, schema)
+    check_public(method, data.name)
     budget = options.privacy.budget(schema)
     plan = method.plan(schema, relation=RELATIONS[options.privacy.relation], budget=budget)
     guarantee, screen = plan.guarantee(), Screen(as_json=options.json)
@@ -184,10 +190,15 @@ def _parse(command: str, options: type[Any], words: list[str], about: str) -> tu
     about += f" The group 'options' ends with those of the method {method.name}; see others by '--method NAME --help'."
     parsed = parse(command, with_method(options, method()), words, about=about)
     share, mode = parsed.common.labeller, parsed.common.labeller_mode
-    if share is None and mode is not None:
-        raise SchemaError(f"--labeller-mode {mode} needs a labeller; give its share of the budget too: --labeller 0.3")
+    seen = parsed.common.labeller_features
+    for word, value in (("mode", mode), ("features", seen)):
+        if share is None and value is not None:
+            needs = f"--labeller-{word} {value} needs a labeller"
+            raise SchemaError(f"{needs}; give its share of the budget too: --labeller 0.3")
     if share is None:
         return parsed.common, parsed.config
     from dpgm.methods.labelled import Labelled
+    from dpgm.methods.labeller import Labeller
 
-    return parsed.common, Labelled(generator=parsed.config, share=share, mode=mode or "filter")
+    labeller = Labeller() if seen is None else Labeller(features=seen)
+    return parsed.common, Labelled(generator=parsed.config, share=share, mode=mode or "filter", labeller=labeller)
