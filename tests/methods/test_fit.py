@@ -108,3 +108,17 @@ def test_bounds_are_not_asked_for_where_the_method_behind_them_would_not_fit(mon
     with pytest.raises(dpgm.BudgetExceeded, match="'more' brings"):
         dpgm.fit(slicing, frame, schema=schema, epsilon=0.9, delta=1e-5, ledger=study, name="more")
     assert len(study.entries) == lines
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_what_was_paid_for_outlives_a_training_that_fails(kind: type[BaseException], monkeypatch) -> None:
+    def fail(*_args: object, **_more: object) -> None:
+        raise kind
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DPMERF, "train", fail)
+        with pytest.raises(kind) as caught:
+            dpgm.fit(METHOD, "digits", epsilon=1.0)
+    assert "not lost" in caught.value.__notes__[0]
+    release = vars(caught.value)["release"]
+    assert len(release.method.train(release, seed=0).sample(2)) == 2

@@ -74,6 +74,8 @@ def fit(
     Raises:
         SchemaError: data or options that do not fit; the message says what is allowed.
         PrivacyError: a plan that is refused.
+
+    An error of the free half, an interruption included, carries what was paid for as its attribute `release`.
     """
     _check_words(method, schema, relation)
     check_seed(seed)
@@ -109,7 +111,15 @@ def fit(
             plan = bounds.rest(method, facts, relation=relation, budget=budget, spent=spent)
         curator = Curator(reader, schema=facts, ledger=book)
         release = privatise(method, curator, plan, seed=seed, on_note=on_note, allow=allow)
-    return method.train(release, seed=seed, on_note=on_note)
+    try:
+        return method.train(release, seed=seed, on_note=on_note)
+    except BaseException as error:
+        vars(error)["release"] = release
+        error.add_note(
+            "the budget is spent, and the release that it paid for is not lost: it is the attribute 'release' of this "
+            "error. Train on it for free: error.release.method.train(error.release, seed=0)"
+        )
+        raise
 
 
 def check_public(method: Method, private: str) -> None:
