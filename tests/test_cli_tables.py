@@ -114,6 +114,9 @@ def test_training_and_sampling_again_are_free(run: Path, tmp_path: Path) -> None
     out = tmp_path / "yes.csv"
     assert main(["sample", str(run), "--n", "30", "--labels", "yes", "--out", str(out)]) == OK
     assert set(pd.read_csv(out)["ill"]) == {"yes"}
+    assert main(["sample", str(run), "--n", "30", "--labels", "1,no", "--out", str(out)]) == BAD_INPUT
+    assert main(["sample", str(run), "--n", "30", "--labels", "1", "--out", str(out)]) == OK
+    assert set(pd.read_csv(out)["ill"]) == {"yes"}
     assert main(["sample", str(run), "--n", "3", "--labels", "perhaps", "--out", str(out)]) == BAD_INPUT
 
 

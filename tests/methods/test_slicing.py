@@ -20,7 +20,7 @@ from dpgm.methods.embedding import DPMERF
 from dpgm.methods.options import check_takes
 from dpgm.methods.slicing import Slicing
 from dpgm.methods.table_moments import moments
-from dpgm.methods.tabular import fine_cells, join_cells
+from dpgm.methods.tabular import _positions, fine_cells, join_cells
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
@@ -95,6 +95,37 @@ def test_every_mode_makes_allowed_tables_at_its_price(method: Slicing, tmp_path:
     assert np.array_equal(again.sample(50, seed=4).table, model.sample(50, seed=4).table, equal_nan=True)
     other: Any = method.train(made, seed=0)
     assert np.array_equal(other.sample(50, seed=4).table, model.sample(50, seed=4).table, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("label", "asked", "positions"),
+    [
+        (Column(name="y", kind="category", values=("no", "so", "very")), [2, 0], [2, 0]),
+        (Column(name="y", kind="category", values=("no", "so", "very")), ["very", "no"], [2, 0]),
+        (Column(name="y", kind="category", values=("1", "2", "3")), [1, 3], [0, 2]),  # a value, never a position
+        (Column(name="y", kind="category", values=("1", "2", "3")), [1.0, 3.0], [0, 2]),
+        (Column(name="y", kind="category", values=("1", "2", "3")), ["3", "2"], [2, 1]),
+        (Column(name="y", kind="category", values=("1", "2", "3")), [0, 1], None),
+        (Column(name="y", kind="category", values=("no", "so", "very")), [3, 0], None),
+        (Column(name="y", kind="boolean"), [True, False], [1, 0]),
+        (Column(name="y", kind="boolean"), [1, 0], [1, 0]),
+        (Column(name="y", kind="boolean"), ["true", "perhaps"], None),
+    ],
+)
+def test_classes_are_asked_for_by_value(label: Column, asked: list, positions: list | None) -> None:
+    schema = TableSchema(columns=(label,), label="y")
+    if positions is None:
+        with pytest.raises(SchemaError, match="labels must be among"):
+            _positions(asked, schema)
+    else:
+        assert _positions(asked, schema).tolist() == positions
+
+
+@pytest.mark.parametrize("mode", ["aggregated", "full-rank", "paper"])
+def test_a_table_of_nothing_but_its_label_is_refused_before_it_is_paid_for(mode: Any) -> None:
+    schema = TableSchema(columns=(Column(name="y", kind="boolean"),), label="y")
+    with pytest.raises(SchemaError, match="declare other columns"):
+        Slicing(mode=mode).plan(schema, relation=Relation.REPLACE, budget=BUDGET)
 
 
 @pytest.mark.parametrize("n", [0, 1])

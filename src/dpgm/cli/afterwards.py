@@ -26,7 +26,7 @@ from dpgm.evaluation.utility import CLASSIFIERS, evaluate_images, public_door, r
 from dpgm.methods.base import Model
 from dpgm.methods.table_batch import TableBatch
 from dpgm.privacy.guarantee import PrivacyError
-from dpgm.schema import SchemaError
+from dpgm.schema import AnySchema, SchemaError, TableSchema
 
 Features: TypeAlias = Annotated[str, tyro.conf.arg(aliases=["--features"])]
 Classifiers: TypeAlias = tuple[Literal["cnn", "logreg", "mlp"], ...]
@@ -39,9 +39,11 @@ class _Sample:
     Attributes:
         folder: a run folder.
         n: how many records.
-        labels: classes to draw, e.g. 3,5; by default all, in equal numbers.
+        labels: classes to draw, in turn, by name or number, e.g. 3,5 or ">50K"; by default pictures of all classes in
+            equal numbers, and records of a table as frequent as released.
         seed: makes the draw reproducible.
-        out: the .npz file to write (.csv, for a table); by default samples.npz (samples.csv) of the run folder.
+        out: the .npz file (for tables .csv) to write; by default samples.npz (samples.csv) of the run folder is written
+            anew, which its scores and report then no longer describe.
         json: print one JSON object.
     """
 
@@ -131,17 +133,24 @@ def sample_command(words: list[str]) -> int:
     model = artefact.load_model(options.folder)
     labels = None
     if options.labels is not None:
-        words = [v.strip() for v in options.labels.split(",")]
-        number = {name: i for i, name in enumerate(model.schema.classes)}
-        if not all(w.isdecimal() or w in number for w in words):
-            raise SchemaError(f"--labels is '{options.labels}'; allowed are class numbers like 3,5 or class names")
-        labels = np.resize(np.array([number[w] if w in number else int(w) for w in words]), options.n)
+        labels = _classes(options.labels, model.schema, options.n)
     out = options.out or options.folder / SAMPLES
     batch = model.sample(options.n, labels=labels, seed=options.seed)
     out = artefact.save_samples(batch, model.schema, out)
     value = {"file": str(out), "n": len(batch), "guarantee": model.guarantee.to_json()}
     Screen(as_json=options.json).result(value, f"{len(batch)} records in {out}\n{model.guarantee.headline()}")
     return 0
+
+
+def _classes(given: str, schema: AnySchema, n: int) -> Any:
+    """The class of each of n records: names, or numbers where they are none; pictures by number alone."""
+    number = {name: i for i, name in enumerate(schema.classes)}
+    words = [given] if given in number else [v.strip() for v in given.split(",")]
+    if not all(w.isdecimal() or w in number for w in words):
+        raise SchemaError(f"--labels is '{given}'; allowed are class numbers like 3,5 or class names")
+    if isinstance(schema, TableSchema) and any(w in number for w in words):
+        return np.resize(np.array(words), n)
+    return np.resize(np.array([number[w] if w in number else int(w) for w in words]), n)
 
 
 def evaluate_command(words: list[str]) -> int:

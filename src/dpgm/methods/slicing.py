@@ -101,10 +101,16 @@ class Slicing(Method):
             raise PrivacyError(f"mode '{self.mode}' has no shuffled form; it goes with --mode full-rank")
         if self.loss == "moments" and self.mode != "full-rank":
             raise PrivacyError(f"mode '{self.mode}' has no loss 'moments'; it goes with --mode full-rank")
+        if not self.label > 0:
+            raise PrivacyError(f"label is {self.label}; allowed is a weight above 0, e.g. 3")
         check_sampling(temperature=self.temperature, movement=self.movement)
 
     def plan(self, schema: Any, *, relation: Relation, budget: Budget) -> Plan:
         """Everything that will be asked, calibrated to the budget."""
+        if isinstance(schema, TableSchema) and schema.names == (schema.label,):
+            raise SchemaError(
+                f"the table has no column but its label, '{schema.label}'; declare other columns, or no label"
+            )
         pictures = isinstance(schema, ImageSchema) and self.mode == "aggregated"
         if (self.temperature, self.movement) != (1, 0) and not pictures:
             raise SchemaError("temperature and movement are of images in mode 'aggregated'; leave them out here")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -242,7 +243,8 @@ class TableModel(Model):
 
         Args:
             n: how many, 0 or more.
-            labels: the class of each, as position or as value, [n]; without them classes are as frequent as released.
+            labels: the class of each by its value, [n], or by its position where no class is a whole number; without
+                them classes are as frequent as released.
             seed: makes the draw reproducible.
 
         Raises:
@@ -273,13 +275,23 @@ class TableModel(Model):
 
 
 def _positions(labels: Any, schema: TableSchema) -> NDArray[np.int64]:
-    values = np.asarray(labels)
-    if not np.issubdtype(values.dtype, np.integer):
-        known = {c: i for i, c in enumerate(schema.classes)}
-        values = np.array([known.get(str(v), -1) for v in values], dtype=np.int64)
+    """Positions of classes that are given by value, or by position where no class is a whole number."""
+    values, classes = np.asarray(labels), [_plain(c) for c in schema.classes]
+    numbered = any(c.lstrip("+-").isdecimal() for c in classes)
+    if numbered or not np.issubdtype(values.dtype, np.integer):
+        known = {c: i for i, c in enumerate(classes)} | {c: i for i, c in enumerate(schema.classes)}
+        found = [known.get(str(v), known.get(_plain(v), -1)) for v in values.ravel()]
+        values = np.array(found, dtype=np.int64).reshape(values.shape)
     if ((values < 0) | (values >= schema.n_classes)).any():
-        raise SchemaError(f"labels must be among {', '.join(schema.classes)}, or their positions from 0")
+        positions = "" if numbered else ", or their positions from 0"
+        raise SchemaError(f"labels must be among {', '.join(schema.classes)}{positions}")
     return values.astype(np.int64)
+
+
+def _plain(value: Any) -> str:
+    """A class as it is declared: truth values in small letters, and 3.0, as pandas has a 3 beside a gap, as 3."""
+    text = str(value)
+    return text.lower() if text in ("True", "False") else re.sub(r"^([+-]?\d+)\.0$", r"\1", text)
 
 
 class MixtureModel(TableModel):
