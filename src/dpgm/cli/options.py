@@ -18,6 +18,10 @@ from dpgm.privacy.together import shared
 from dpgm.schema import AnySchema, SchemaError, TableSchema, default_delta, schema_from_json
 
 T = TypeVar("T")
+_WRITE_IT = (
+    "write it by hand, or have one drafted from a *public* file of the same columns: "
+    "dpgm schema draft PUBLIC_FILE --from-public"
+)
 RELATIONS = {"add-remove": Relation.ADD_REMOVE, "replace": Relation.REPLACE}
 
 
@@ -66,6 +70,8 @@ class Data:
         from dpgm.data import open_data
         from dpgm.data.tables import is_table
 
+        if self.schema is not None and not self.schema.is_file():
+            raise SchemaError(f"the schema {self.schema} does not exist; correct --schema, or {_WRITE_IT}")
         schema: Any = None if self.schema is None else schema_from_json(read_json(self.schema))
         if is_table(self.data):
             self._refuse("images", "image_size", "channels", "classes", "resize", "colour", "unlabelled", "labels")
@@ -97,10 +103,11 @@ class Data:
     def _open_table(self, schema: Any) -> Any:
         from dpgm.data.tables import TableSet
 
+        if not Path(self.data).is_file():
+            raise SchemaError(f"{self.data} does not exist; give the path of a table")
         if not isinstance(schema, TableSchema):
             raise SchemaError(
-                f"{self.data} is a table; give --schema FILE with its columns, kinds and bounds. Write it by hand, or "
-                "have one drafted from a *public* file of the same columns: dpgm schema draft FILE --from-public"
+                f"{self.data} is a table; give --schema FILE with its columns, kinds and bounds: {_WRITE_IT}"
             )
         schema = schema if self.size is None else dataclasses.replace(schema, size=self.size)
         fraction = self.test_fraction
