@@ -99,16 +99,27 @@ class TableSet:
         return self._rows(self.test_path or self.path, None if self.test_path else True)
 
     def _rows(self, path: Path, held_out: bool | None) -> Rows:
-        parts = [np.zeros((0, len(self.schema.columns)))]
+        parts: list[Table] = []
         for frame in chunks(path, self.schema.names):
             part = to_numbers(frame, self.schema)
             parts.append(part if held_out is None else part[self._held_out(part) == held_out])
-        return Rows(table=np.concatenate(parts))
+        whole, end = np.empty((sum(map(len, parts)), len(self.schema.columns))), 0
+        for part in _emptied(parts):
+            whole[end : end + len(part)] = part
+            end += len(part)
+        return Rows(table=whole)
 
     def _held_out(self, part: Table) -> NDArray[np.bool_]:
         bound = int((self.test_fraction or 0) * 2**64)
         digest = [hashlib.blake2b(r.tobytes(), digest_size=8).digest() for r in np.ascontiguousarray(part)]
         return np.array([int.from_bytes(d, "big") < bound for d in digest], dtype=bool)
+
+
+def _emptied(parts: list[Table]) -> Iterator[Table]:
+    """The parts in order, each let go when the next is asked for: they and their copy are never in memory together."""
+    parts.reverse()
+    while parts:
+        yield parts.pop()
 
 
 def header(path: Path, wanted: tuple[str, ...] | None = None) -> list[str]:
