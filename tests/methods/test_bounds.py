@@ -45,7 +45,7 @@ def made_up(n: int, seed: int = 0) -> NDArray[np.float64]:
 
 def found(rows: NDArray[np.float64], mu: float = 1.0) -> TableSchema:
     asked = bounds.question(SCHEMA, relation=Relation.ADD_REMOVE, mu=mu)
-    return bounds.answered(SCHEMA, asked, asked(Rows(table=rows), NoiseSource()))
+    return bounds.answered(SCHEMA, asked, asked(Rows(table=rows), NoiseSource()))[0]
 
 
 def test_bounds_hold_nearly_all_records_and_are_round() -> None:
@@ -65,6 +65,39 @@ def test_too_few_records_tell_nothing(n: int) -> None:
     assert (age.low, age.high) == (0, 1)
     assert wage.high == 2.0
     assert (born.low, born.high) == ("1970-01-01", "1970-12-31")
+
+
+def test_years_of_few_records_stand_out_together() -> None:
+    rng = np.random.default_rng(0)
+    rows = made_up(2000)
+    rows[:, 2] = rng.integers(-14_600, 11_000, 2000)  # 1930 to 2000, some 28 a year, under noise of 17
+    for _ in range(10):
+        born = found(rows, mu=0.1).columns[2]
+        assert "1915" < str(born.low) < "1945"
+        assert "1985" < str(born.high) < "2015"
+
+
+def test_noise_alone_is_hardly_ever_taken_for_records() -> None:
+    rng = np.random.default_rng(0)  # 300 columns of 800 empty cells: 0.3 false alarms in all are to be expected
+    assert sum(bounds.crowded(rng.normal(0, 3, 800), 3.0).any() for _ in range(300)) <= 3
+    counts = np.zeros(64)
+    counts[20:28] = 9.0
+    assert np.flatnonzero(bounds.crowded(counts, 3.0)).tolist() in (list(range(18, 30)), list(range(20, 28)))
+    assert not bounds.crowded(counts, 10.0).any()
+
+
+def test_columns_of_which_nothing_is_seen_are_named() -> None:
+    asked = bounds.question(SCHEMA, relation=Relation.ADD_REMOVE, mu=1.0)
+    _, unseen = bounds.answered(SCHEMA, asked, asked(Rows(table=made_up(0)), NoiseSource()))
+    assert unseen == ("wage", "age", "born")
+    _, unseen = bounds.answered(SCHEMA, asked, asked(Rows(table=made_up(5000)), NoiseSource()))
+    assert unseen == ()
+
+
+def test_numbers_that_are_never_negative_begin_at_zero() -> None:
+    rows = made_up(3000)
+    rows[:, 0] = np.where(np.arange(3000) % 2, 0.0, np.abs(rows[:, 0]))
+    assert found(rows).columns[0].low == 0.0
 
 
 def test_one_far_record_moves_nothing() -> None:
@@ -164,7 +197,8 @@ def test_a_run_keeps_the_bounds_it_paid_for(tmp_path: Path) -> None:
     frame["born"] = pd.to_datetime(rows[:, 2], unit="D").strftime("%Y-%m-%d")
     frame.to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "s.json").write_text(json.dumps(SCHEMA.to_json()))
-    words = ["run", str(tmp_path / "t.csv"), "--schema", str(tmp_path / "s.json"), "--method", "slicing"]
+    data = [str(tmp_path / "t.csv"), "--schema", str(tmp_path / "s.json"), "--test-fraction", "0.1"]
+    words = ["run", *data, "--method", "slicing"]
     words += ["--components", "4", "--steps", "5", "--delta", "1e-6", "--samples", "50", "--out", str(tmp_path / "out")]
     assert main(words) == 0
     kept = json.loads((tmp_path / "out/schema.json").read_text())
@@ -172,6 +206,8 @@ def test_a_run_keeps_the_bounds_it_paid_for(tmp_path: Path) -> None:
     with Ledger(tmp_path / "out/ledger.jsonl", relation=Relation.ADD_REMOVE, cap=BUDGET) as book:
         assert book.used("bounds", 0) == 1
         assert book.guarantee().epsilon <= 1.0
+    audit = ["audit", str(tmp_path / "out"), *data, "--kind", "membership", "--allow", "exposure"]
+    assert main(audit) == 0  # the file declares no bounds, the run found them
     for name in ("run.json", "model.safetensors", "release.safetensors"):  # as if killed after the bounds
         (tmp_path / "out" / name).unlink()
     with Ledger(tmp_path / "out/ledger.jsonl", relation=Relation.ADD_REMOVE, cap=BUDGET) as book:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from dpgm.evaluation.audit.consistency import Check, check_folder
 from dpgm.evaluation.audit.methods import stages
 from dpgm.evaluation.folder import read_ledger
 from dpgm.evaluation.utility import public_door
+from dpgm.methods import bounds
 from dpgm.privacy import accountant
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, Guarantee, PrivacyError, Relation
@@ -120,7 +122,10 @@ def _mechanisms(options: _Folder, run: dict[str, Any]) -> list[Audit]:
 
 def _membership(options: _Folder, run: dict[str, Any]) -> Audit:
     folder, data = options.folder, options.data.open()
-    schema = schema_from_json(run["schema"])
+    schema: Any = schema_from_json(run["schema"])
+    if private := bounds.private_columns(data.schema):  # the run has paid for their bounds
+        columns = [schema.columns[j] if j in private else c for j, c in enumerate(data.schema.columns)]
+        data = dataclasses.replace(data, schema=dataclasses.replace(data.schema, columns=tuple(columns)))
     if data.schema.to_json() | {"size": None} != schema.to_json() | {"size": None}:
         raise SchemaError(f"the run was of other records than {data.name}; give the data options that the run had")
     if not data.has_test:

@@ -143,8 +143,10 @@ class Job:
         spent = bounds.price(curator, budget=budget, share=share)
         if not path.exists():
             with self.screen.stage("bounds"):
-                found = bounds.find(curator, budget=budget, share=share).to_json()
-                self._keep(path, lambda file: write_json(file, found))
+                found, caution = bounds.find(curator, budget=budget, share=share)
+                self._keep(path, lambda file: write_json(file, found.to_json()))
+            if caution:
+                self.screen.say(f"warning: {caution}")
         schema: Any = schema_from_json(read_json(path))
         self.data = dataclasses.replace(self.data, schema=schema)
         self.screen.say(f"the bounds of {len(bounds.private_columns(curator.schema))} columns were found and charged")

@@ -1,7 +1,8 @@
 """Bounds of columns that nobody can declare: a charged step before the method's own plan.
 
 A column with `private_bounds` is first counted on a public grid of powers of two (of years, for dates) under Gaussian
-noise. Its bounds are the outer ends of the cells that stand out of the noise; what lies beyond is moved to them.
+noise. Its bounds are the outer ends of the cells that stand out of the noise, alone or together with their neighbours;
+what lies beyond is moved to them.
 
 Proof page: docs/proofs/bounds.md.
 """
@@ -29,7 +30,7 @@ from dpgm.schema import Column, TableSchema
 SHARE = 0.05
 """Share of the budget (of mu^2) that bounds take where some are private."""
 _STANDS_OUT = 5.0
-"""Standard deviations of noise above which a cell is taken for occupied: 1 in 1,000 for 4,000 empty cells."""
+"""Standard deviations of noise above which cells are taken for occupied: 1 in 1,000 for 4,000 empty ones."""
 _FINEST, _LARGEST = -30, 50
 """Powers of two that the grid of numbers begins and ends with."""
 
@@ -66,22 +67,46 @@ def question(schema: TableSchema, *, relation: Relation, mu: float) -> Gaussian:
     return Gaussian(query=query, noise_std=query.sensitivity(relation) / mu, name="bounds")
 
 
-def answered(schema: TableSchema, asked: Gaussian, answer: NDArray[np.float64]) -> TableSchema:
-    """The schema with bounds that the noisy counts tell; a column without a crowded cell gets the cells next to 0."""
+def crowded(counts: NDArray[np.float64], noise_std: float) -> NDArray[np.bool_]:
+    """Which cells hold records: alone, or together with neighbours of which none does alone.
+
+    Runs of 1, 2, 4, ... cells, each half over the next, whose sum is above 5 standard deviations of its noise.
+
+    Args:
+        counts: noisy counts of the cells, in order.
+        noise_std: standard deviation of the noise on each.
+    """
+    sure, size = np.zeros(len(counts), bool), 1
+    while size <= len(counts):
+        last, known = len(counts) - size, sure.copy()
+        for start in {*range(0, last, max(1, size // 2)), last}:
+            run = slice(start, start + size)
+            if not known[run].any() and counts[run].sum() > _STANDS_OUT * noise_std * math.sqrt(size):
+                sure[run] = True
+        size *= 2
+    return sure
+
+
+def answered(schema: TableSchema, asked: Gaussian, answer: NDArray[np.float64]) -> tuple[TableSchema, tuple[str, ...]]:
+    """The schema with bounds that the noisy counts tell, and the names of columns of which they tell nothing; these get
+    the cells next to 0.
+    """
     query: Any = asked.query
-    columns = list(schema.columns)
+    columns, unseen = list(schema.columns), list[str]()
     for j, counts in zip(private_columns(schema), query.split(answer), strict=True):
         column, edges = columns[j], np.array(query.cells[j].edges)
-        found = np.flatnonzero(counts > _STANDS_OUT * asked.noise_std)
+        found = np.flatnonzero(crowded(counts, asked.noise_std))
         if not len(found):
+            unseen.append(column.name)
             found = np.clip(np.searchsorted(edges, [0.0, 1.0], side="right") - 1, 0, len(counts) - 1)
         low, high = float(edges[found[0]]), float(edges[found[-1] + 1])
+        low = 0.0 if low < 0 < edges[found[0] + 1] else low  # the cell around 0, of almost no width, is 0
         if column.whole:
             low, high = math.ceil(low), math.floor(high)
         high = max(high, low + 1) if column.whole else high
         ends = [_written(column, v) for v in (low, high)]
         columns[j] = dataclasses.replace(column, low=ends[0], high=ends[1], private_bounds=False)
-    return dataclasses.replace(schema, columns=tuple(columns))
+    return dataclasses.replace(schema, columns=tuple(columns)), tuple(unseen)
 
 
 def _written(column: Column, value: float) -> float | str:
@@ -120,11 +145,17 @@ def price(curator: Curator, *, budget: Budget, share: float = SHARE) -> tuple[Co
     return asked.cost(curator.ledger.relation), 1
 
 
-def find(curator: Curator, *, budget: Budget, share: float = SHARE) -> TableSchema:
-    """Ask for the bounds that `price` reserved; the schema that they complete."""
+def find(curator: Curator, *, budget: Budget, share: float = SHARE) -> tuple[TableSchema, str]:
+    """Ask for the bounds that `price` reserved; the schema that they complete, and what must be said of it, or ""."""
     schema: Any = curator.schema
     asked = _asked(schema, curator.ledger.relation, budget, share)
-    return answered(schema, asked, curator.answer(asked))
+    found, unseen = answered(schema, asked, curator.answer(asked))
+    if not unseen:
+        return found, ""
+    return found, (
+        f"no values of {', '.join(unseen)} stood out of the noise, so all of them are moved next to 0 (dates to 1970); "
+        "declare bounds from public knowledge, or start anew with a larger epsilon or --bounds-share"
+    )
 
 
 def _asked(schema: Any, relation: Relation, budget: Budget, share: float) -> Gaussian:

@@ -106,7 +106,9 @@ def fit(
         if bounds.private_columns(facts):
             wide = Curator(reader, schema=facts, ledger=book)
             spent = bounds.price(wide, budget=budget, share=bounds_share)
-            found = bounds.find(wide, budget=budget, share=bounds_share)
+            found, caution = bounds.find(wide, budget=budget, share=bounds_share)
+            if caution:
+                warnings.warn(caution, stacklevel=2)
             reader, facts = _opened(x, y, schema=found, classes=classes, size=size)  # beyond the bounds: moved to them
             plan = bounds.rest(method, facts, relation=relation, budget=budget, spent=spent)
         curator = Curator(reader, schema=facts, ledger=book)

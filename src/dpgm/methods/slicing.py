@@ -107,10 +107,7 @@ class Slicing(Method):
 
     def plan(self, schema: Any, *, relation: Relation, budget: Budget) -> Plan:
         """Everything that will be asked, calibrated to the budget."""
-        if isinstance(schema, TableSchema) and schema.names == (schema.label,):
-            raise SchemaError(
-                f"the table has no column but its label, '{schema.label}'; declare other columns, or no label"
-            )
+        _check_columns(schema)
         pictures = isinstance(schema, ImageSchema) and self.mode == "aggregated"
         if (self.temperature, self.movement) != (1, 0) and not pictures:
             raise SchemaError("temperature and movement are of images in mode 'aggregated'; leave them out here")
@@ -203,4 +200,11 @@ class Slicing(Method):
             query=query,
             two=query.split(release.tensors["two"]),
             two_std=std["two"],
+        )
+
+
+def _check_columns(schema: Any) -> None:
+    if isinstance(schema, TableSchema) and schema.names == (schema.label,):
+        raise SchemaError(
+            f"the table has no column but its label, '{schema.label}'; declare other columns, or no label"
         )
