@@ -101,8 +101,6 @@ class Slicing(Method):
             raise PrivacyError(f"mode '{self.mode}' has no shuffled form; it goes with --mode full-rank")
         if self.loss == "moments" and self.mode != "full-rank":
             raise PrivacyError(f"mode '{self.mode}' has no loss 'moments'; it goes with --mode full-rank")
-        if not self.label > 0:
-            raise PrivacyError(f"label is {self.label}; allowed is a weight above 0, e.g. 3")
         check_sampling(temperature=self.temperature, movement=self.movement)
 
     def plan(self, schema: Any, *, relation: Relation, budget: Budget) -> Plan:
