@@ -379,3 +379,13 @@ def test_a_classifier_is_a_release_without_samples(
     assert "draws no records" in capsys.readouterr().err
     assert main(["plan", "digits", "--method", method, "--labeller", "0.3"]) == BAD_INPUT
     assert "name a generator" in capsys.readouterr().err
+
+
+def test_a_plan_shows_numbers_a_person_can_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "digits", "--method", "pge"]) == OK
+    shown = capsys.readouterr().out
+    assert "noise_std: means " in shown
+    assert not any(c in shown for c in "{}")
+    assert max(len(word) for word in shown.split() if word[0].isdigit()) <= 9
+    assert main(["account", "--noise-multiplier", "3"]) == OK
+    assert capsys.readouterr().out.endswith(", 1 step\n")

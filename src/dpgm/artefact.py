@@ -167,8 +167,16 @@ def save_release(release: Release, path: Path) -> None:
     _write_tensors(path, release.tensors, about)
 
 
-def load_release(path: Path) -> Release:
-    """Read a release; `path` is the file or the run folder that holds it."""
+def load_release(path: Path | str) -> Release:
+    """Read a release, with its method, schema and guarantee.
+
+    Args:
+        path: the file, or the run folder that holds it.
+
+    Raises:
+        SchemaError: there is none, or it is damaged, or its method is not installed.
+    """
+    path = Path(path)
     file = path / RELEASE if path.is_dir() else path
     tensors, about = _read_tensors(file, "method", "schema", "guarantee", "details")
     schema: Any = schema_from_json(about["schema"])
@@ -198,7 +206,10 @@ def save_model(model: Model, folder: Path | str) -> None:
 
 
 def load_model(folder: Path | str) -> Model:
-    """Read the model of a run folder.
+    """Read the model of a run folder, which `Model.save` or the command line wrote.
+
+    Args:
+        folder: the run folder.
 
     Raises:
         SchemaError: the folder lacks a model, or a file is damaged.

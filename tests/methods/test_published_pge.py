@@ -9,13 +9,13 @@ import pytest
 from dpgm.cli import OK, REFUSED, main
 from dpgm.mechanisms.perturbed import PerturbedProjections
 from dpgm.methods import published_pge
-from dpgm.methods.base import Resume, check_allowed, privatise
+from dpgm.methods.base import Resume, privatise
 from dpgm.methods.pge import PGE
 from dpgm.methods.published_pge import PARTS, Published
 from dpgm.nets.codes import save_vq, train_vq
 from dpgm.nets.procedural import procedural_images
 from dpgm.privacy.curator import Curator
-from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
+from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation, check_allowed
 from dpgm.privacy.ledger import Ledger
 from dpgm.samplers import run
 from dpgm.schema import ImageSchema, Rows, SchemaError

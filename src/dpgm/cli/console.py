@@ -64,6 +64,7 @@ class Screen:
             TextColumn(price),
             console=self.console,
             transient=True,
+            disable=not self.console.is_terminal,  # in a log it would leave blank lines
         ) as bars:
             tasks: dict[str, Any] = {}
 

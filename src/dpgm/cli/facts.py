@@ -118,7 +118,7 @@ def account_command(words: list[str]) -> int:
     }
     text = (
         f"epsilon {ceil_digits(epsilon)}, delta {options.delta:g}, {relation.value} record: noise multiplier "
-        f"{ceil_digits(multiplier)}, rate {options.rate:g}, {options.steps} steps"
+        f"{ceil_digits(multiplier)}, rate {options.rate:g}, {options.steps} step{'s' * (options.steps != 1)}"
     )
     Screen(as_json=options.json).result(value, text)
     return 0

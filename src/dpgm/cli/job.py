@@ -27,11 +27,11 @@ from dpgm.cli.console import Screen
 from dpgm.cli.options import RELATIONS
 from dpgm.cli.training import facts, must_be_new, train_release
 from dpgm.methods import bounds
-from dpgm.methods.base import Method, Model, Note, Plan, Release, check_allowed, privatise
+from dpgm.methods.base import Method, Model, Note, Plan, Release, privatise
 from dpgm.methods.fit import check_public
 from dpgm.methods.options import check_seed, check_takes
 from dpgm.privacy.curator import Curator
-from dpgm.privacy.guarantee import Budget, PrivacyError, ceil_digits, large_delta
+from dpgm.privacy.guarantee import Budget, PrivacyError, ceil_digits, check_allowed, large_delta
 from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.together import Part
 from dpgm.schema import Rows, SchemaError, schema_from_json

@@ -20,10 +20,10 @@ from dpgm.cli.options import RELATIONS, Data, Flat, Output, Privacy, method_name
 from dpgm.cli.training import DEFAULT_METHOD
 from dpgm.evaluation.utility import CLASSIFIERS
 from dpgm.methods import bounds
-from dpgm.methods.base import Method, check_allowed
+from dpgm.methods.base import Method
 from dpgm.methods.fit import check_public
 from dpgm.methods.options import LabelMode, check_count, check_takes
-from dpgm.privacy.guarantee import PrivacyError, large_delta
+from dpgm.privacy.guarantee import PrivacyError, check_allowed, large_delta
 from dpgm.schema import SchemaError
 
 
@@ -110,8 +110,8 @@ def plan_command(words: list[str]) -> int:
         guarantee.headline(),
         *(f"asks {a['times']} x {a['mechanism']}" for a in asks),
         *([f"with all that {options.privacy.ledger} holds: {of_cap(whole, total)}"] if whole else []),
-        *(f"{k}: {v:.6g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plan.details.items()),
-        f"expected: about {plan.seconds:.0f} s and {plan.memory_mb:.0f} MB on two CPU cores, before evaluation",
+        *(f"{k}: {_shown(v)}" for k, v in plan.details.items()),
+        f"expected: about {max(1, plan.seconds):.0f} s and {plan.memory_mb:.0f} MB on two CPU cores, before evaluation",
     ]
     screen.result(value, "\n".join(lines))
     return 0
@@ -183,6 +183,13 @@ def run_command(words: list[str]) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _shown(value: Any) -> str:
+    """A number of a plan with as many digits as mean something; names before numbers that belong together."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _parse(command: str, options: type[Any], words: list[str], about: str) -> tuple[Any, Method]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dpgm.methods.options import check_count, check_option, check_seed, parse, to_plain
 from dpgm.privacy import accountant
 from dpgm.privacy.curator import Curator
-from dpgm.privacy.guarantee import Budget, Evidence, Guarantee, PrivacyError, Relation, Source
+from dpgm.privacy.guarantee import Budget, Guarantee, PrivacyError, Relation, Source, check_allowed
 from dpgm.privacy.mechanism import Cost, Json, Mechanism
 from dpgm.schema import ImageSchema, Schema, SchemaError
 
@@ -59,17 +59,7 @@ class Plan:
 
     def guarantee(self) -> Guarantee:
         """The promise that the plan will give."""
-        costs = self.costs()
-        return Guarantee(
-            relation=self.relation,
-            unit="record",
-            epsilon=accountant.epsilon_of(costs, delta=self.budget.delta, relation=self.relation),
-            delta=self.budget.delta,
-            evidence=min((c.evidence for c, _ in costs), default=Evidence.PROVED),
-            mechanisms=tuple(dict.fromkeys(c.name for c, _ in costs)),
-            sources=tuple(dict.fromkeys(s for c, _ in costs for s in c.sources)),
-            assumptions=tuple(dict.fromkeys(a for c, _ in costs for a in c.assumptions)),
-        )
+        return accountant.promise(self.costs(), delta=self.budget.delta, relation=self.relation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +114,12 @@ class Resume:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Synthetic records: images uint8 [n, height, width, channels], labels int64 [n], and, where a labeller read them,
-    `odds`, its class probabilities float32 [n, k].
+    """Synthetic records of images.
+
+    Attributes:
+        images: uint8 [n, height, width, channels], 0 to 255.
+        labels: int64 [n], class numbers from 0.
+        odds: class probabilities float32 [n, k] of a labeller that read the images, or None.
     """
 
     images: NDArray[np.uint8]
@@ -187,7 +181,13 @@ class Method(ABC):
 
     @abstractmethod
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
-        """Everything that will be asked, calibrated to the budget, before any row is read."""
+        """Everything that will be asked, calibrated to the budget, before any row is read.
+
+        Raises:
+            SchemaError: options that do not fit the schema or each other.
+            BudgetExceeded: no noise brings the plan within the budget.
+            PrivacyError: a relation or a delta under which the method has no price.
+        """
 
     @abstractmethod
     def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
@@ -294,8 +294,11 @@ class Model(ABC):
             labels: the class of each, [n]; without them the classes are as equal as n allows.
             seed: makes the draw reproducible.
 
+        Returns:
+            n records; of a table a `TableBatch`, whose `frame()` is a pandas frame.
+
         Raises:
-            SchemaError: labels of another length or outside the classes.
+            SchemaError: a count below 0, or labels of another length or outside the classes.
         """
         check_count(n, "n")
         check_seed(seed if seed is not None else 0)
@@ -323,25 +326,8 @@ class Model(ABC):
         save_model(self, folder)
 
 
-ALLOWED: dict[str, Evidence] = {"refuted": Evidence.REFUTED, "unsupported": Evidence.UNSUPPORTED}
-
-
-def check_allowed(guarantee: Guarantee, allow: str | None) -> None:
-    """Raise unless weak evidence was asked for by name.
-
-    Args:
-        guarantee: the promise of a plan.
-        allow: None, "unsupported", or "refuted" (which allows both).
-    """
-    if allow not in (None, *ALLOWED):
-        raise PrivacyError(f"allow is {allow!r}; allowed are None, {', '.join(map(repr, ALLOWED))}")
-    least = ALLOWED[allow] if allow else Evidence.CLAIMED
-    if guarantee.evidence < least:
-        word = guarantee.evidence.word
-        raise PrivacyError(
-            f"this plan's evidence is {word}: {guarantee.headline()}. It gives no protection that can be relied on; "
-            f"to run it all the same, for study, pass --allow {word} (allow='{word}' in Python)"
-        )
+# ---------------------------------------------------------------------------------------------------------------------
+# Driving
 
 
 def privatise(
@@ -364,6 +350,13 @@ def privatise(
         on_note: receives progress and checkpoints.
         state: tensors of the last checkpoint of an interrupted run.
         allow: "unsupported" or "refuted", for plans of weak evidence.
+
+    Returns:
+        The release, with the guarantee of the curator's ledger.
+
+    Raises:
+        PrivacyError: a plan for other facts, of evidence that was not allowed, or other than the one reserved before.
+        BudgetExceeded: a plan above the ledger's cap; nothing was read.
     """
     if (plan.relation, plan.schema) != (curator.ledger.relation, curator.schema):
         raise PrivacyError(

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpgm.methods import bounds
-from dpgm.methods.base import Method, Model, OnNote, check_allowed, privatise
+from dpgm.methods.base import Method, Model, OnNote, privatise
 from dpgm.methods.options import check_seed, check_takes
 from dpgm.privacy.curator import Curator
-from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, large_delta
+from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, check_allowed, large_delta
 from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.mechanism import Reader
 from dpgm.privacy.together import Part, shared

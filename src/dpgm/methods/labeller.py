@@ -46,7 +46,7 @@ class Labeller(Method):
 
     Attributes:
         steps: number of gradients T.
-        rate: probability q of a record in each step.
+        rate: probability q of a record in each step, above 0 and at most 1.
         clip_norm: bound C on a record's gradient.
         wander: the learning rate is chosen so that noise alone moves a logit by this standard deviation.
         top_lr: largest learning rate, in units of 1 / C.

@@ -71,7 +71,7 @@ class DP2VAE(Method):
         hidden: units of the hidden layers.
         width: channels of the last block of the "conv" decoder.
         steps: gradients.
-        rate: probability of a record in each of them.
+        rate: probability of a record in each of them, above 0 and at most 1.
         lr: highest learning rate (Adam, cosine).
         clip_norm: bound C on a record's gradient.
         draws: jittered codes averaged inside a record before clipping.

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from scipy.optimize import brentq
 from scipy.special import expit, log_ndtr, logit, ndtr, ndtri
 
-from dpgm.privacy.guarantee import Budget, BudgetExceeded, PrivacyError, Relation
+from dpgm.privacy.guarantee import Budget, BudgetExceeded, Evidence, Guarantee, PrivacyError, Relation
 from dpgm.privacy.mechanism import (
     BoundedRangeEvent,
     ClaimEvent,
@@ -173,6 +173,27 @@ def epsilon_of(costs: Costs, *, delta: float, relation: Relation) -> float:
     if claimed_delta > delta:
         raise PrivacyError(f"the claims alone need delta {claimed_delta:g}, above the {delta:g} that is allowed")
     return claimed_epsilon + (_epsilon(rest, delta - claimed_delta) if rest else 0.0)
+
+
+def promise(costs: Costs, *, delta: float, relation: Relation, unit: str = "record") -> Guarantee:
+    """The guarantee of all `costs` together: their epsilon, the weakest evidence, every source and assumption once.
+
+    Args:
+        costs: pairs (cost, how many times); without any, epsilon is 0.
+        delta: the total slack, in [0, 1).
+        relation: the relation under which the costs were stated.
+        unit: what one neighbour step changes.
+    """
+    return Guarantee(
+        relation=relation,
+        unit=unit,
+        epsilon=epsilon_of(costs, delta=delta, relation=relation) if costs else 0.0,
+        delta=delta,
+        evidence=min((c.evidence for c, _ in costs), default=Evidence.PROVED),
+        mechanisms=tuple(dict.fromkeys(c.name for c, _ in costs)),
+        sources=tuple(dict.fromkeys(s for c, _ in costs for s in c.sources)),
+        assumptions=tuple(dict.fromkeys(a for c, _ in costs for a in c.assumptions)),
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -76,7 +76,15 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The most that may be promised away: (epsilon, delta); delta = 0 asks for pure differential privacy."""
+    """The most that may be promised away.
+
+    Attributes:
+        epsilon: privacy loss, a finite number above 0.
+        delta: slack, from 0 to below 1 and far below 1/records; 0 asks for pure differential privacy.
+
+    Raises:
+        PrivacyError: numbers outside these ranges.
+    """
 
     epsilon: float
     delta: float
@@ -172,6 +180,27 @@ class Guarantee:
             sources=tuple(Source(**s) for s in value["sources"]),
             assumptions=tuple(value["assumptions"]),
             exposures=tuple(value["exposures"]),
+        )
+
+
+ALLOWED: dict[str, Evidence] = {"refuted": Evidence.REFUTED, "unsupported": Evidence.UNSUPPORTED}
+
+
+def check_allowed(guarantee: Guarantee, allow: str | None) -> None:
+    """Raise unless weak evidence was asked for by name.
+
+    Args:
+        guarantee: the promise of a plan.
+        allow: None, "unsupported", or "refuted" (which allows both).
+    """
+    if allow not in (None, *ALLOWED):
+        raise PrivacyError(f"allow is {allow!r}; allowed are None, {', '.join(map(repr, ALLOWED))}")
+    least = ALLOWED[allow] if allow else Evidence.CLAIMED
+    if guarantee.evidence < least:
+        word = guarantee.evidence.word
+        raise PrivacyError(
+            f"this plan's evidence is {word}: {guarantee.headline()}. It gives no protection that can be relied on; "
+            f"to run it all the same, for study, pass --allow {word} (allow='{word}' in Python)"
         )
 
 

@@ -10,6 +10,7 @@ Proof page: docs/proofs/ledger.md.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -321,9 +322,8 @@ class Ledger:
 
     def guarantee(self) -> Guarantee:
         """The promise that covers everything reserved: its price, its weakest evidence, all its assumptions."""
-        costs = self.costs()
-        evidence = min((c.evidence for c, _ in costs), default=Evidence.PROVED)
-        assumptions = list(dict.fromkeys(a for c, _ in costs for a in c.assumptions))
+        found = accountant.promise(self.costs(), delta=self.cap.delta, relation=self.relation, unit=self.unit)
+        evidence, assumptions = found.evidence, list(found.assumptions)
         if any(self._of("seeded-noise")):
             evidence = min(evidence, Evidence.UNSUPPORTED)
             assumptions.append("nobody knows the seed of the noise")
@@ -332,17 +332,8 @@ class Ledger:
         kinds = [e["kind"] for e in self.entries]
         if "charge" in kinds and "reserve" in kinds[kinds.index("charge") :]:
             assumptions.append("no price was chosen by looking at an answer")
-        return Guarantee(
-            relation=self.relation,
-            unit=self.unit,
-            epsilon=self._epsilon(costs),
-            delta=self.cap.delta,
-            evidence=evidence,
-            mechanisms=tuple(dict.fromkeys(c.name for c, _ in costs)),
-            sources=tuple(dict.fromkeys(s for c, _ in costs for s in c.sources)),
-            assumptions=tuple(assumptions),
-            exposures=tuple(f"{e['reason']} (seen by {e['audience']})" for e in self._of("expose")),
-        )
+        exposures = tuple(f"{e['reason']} (seen by {e['audience']})" for e in self._of("expose"))
+        return dataclasses.replace(found, evidence=evidence, assumptions=tuple(assumptions), exposures=exposures)
 
     def _of(self, kind: str) -> list[dict[str, Any]]:
         return [e for e in self.entries if e["kind"] == kind]

@@ -25,7 +25,15 @@ def default_delta(size: int) -> float:
 
 
 class Rows:
-    """Records as equally long columns; it exists only inside the curator, the mechanisms and the readers."""
+    """Records as equally long columns; it exists only inside the curator, the mechanisms and the readers.
+
+    Args:
+        columns: arrays [n, ...] by name: `image` uint8 [n, height, width, channels] and `label` int64 [n] of pictures,
+            `table` float64 [n, columns] of a table.
+
+    Raises:
+        SchemaError: columns of different lengths.
+    """
 
     __slots__ = ("__weakref__", "_columns")
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from dpgm.artefact import CHECKPOINT, load_checkpoint, load_model, save_checkpoint
-from dpgm.methods.base import Batch, Method, Model, Note, Plan, Release, check_allowed, privatise
+from dpgm.methods.base import Batch, Method, Model, Note, Plan, Release, privatise
 from dpgm.privacy.curator import Curator
-from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation
+from dpgm.privacy.guarantee import Budget, Evidence, PrivacyError, Relation, check_allowed
 from dpgm.privacy.ledger import Ledger
 from dpgm.schema import Rows, Schema, SchemaError
 from dpgm.testing.leaks import check_no_rows
