@@ -98,8 +98,8 @@ def test_a_fit_that_a_crash_interrupted_goes_on_under_its_name(monkeypatch) -> N
 def test_bounds_are_not_asked_for_where_the_method_behind_them_would_not_fit(monkeypatch) -> None:
     pd = pytest.importorskip("pandas")
     column = dpgm.Column(name="wage", kind="number", private_bounds=True)
-    schema = dpgm.TableSchema(columns=(column, dpgm.Column(name="ill", kind="boolean")), size=100)
-    frame = pd.DataFrame({"wage": np.arange(100.0), "ill": np.arange(100) % 2 == 0})
+    schema = dpgm.TableSchema(columns=(column, dpgm.Column(name="ill", kind="boolean")), size=9000)
+    frame = pd.DataFrame({"wage": 10 + np.arange(9000) % 5, "ill": np.arange(9000) % 2 == 0})  # all stand out of noise
     study = dpgm.Ledger(None, cap=dpgm.Budget(epsilon=1.2, delta=1e-5))
     slicing = dpgm.Slicing(components=2, steps=1)
     dpgm.fit(slicing, frame, schema=schema, epsilon=1.0, delta=1e-5, ledger=study)
