@@ -31,11 +31,6 @@ def radius(stage: str, numbers: int) -> float:
     return _RADIUS[stage] * math.sqrt(numbers / 784)
 
 
-def public_scale(frequency: Array) -> Array:
-    """Coordinates are divided by this before clipping: the fourth root of the usual variance of a frequency."""
-    return (1 + frequency / 2) ** -0.25
-
-
 def public_centre(coordinates: Coordinates, grey: float) -> Array:
     """Coordinates [dim] of an even grey picture (of distance 0 to any outline, for distance fields)."""
     centre = np.zeros(coordinates.dim)
@@ -86,7 +81,7 @@ class Fit:
         self._answers, self._details, self._classes, self._centre = answers, details, n_classes, centre
         self._pure = bool(details["pure"])
         self._frequency = coordinates.frequency
-        self._scale = public_scale(self._frequency)
+        self._scale = coordinates.scale
         self._prior = (1 + self._frequency / 2) ** -2 / self._scale**2
 
     def first_means(self) -> Array:

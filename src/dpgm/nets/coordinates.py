@@ -60,6 +60,13 @@ class Coordinates:
         plane = (down[:, None] + across).ravel().astype(np.float64)
         self.frequency: Array = np.r_[np.tile(plane, channels), [2.0] * upright]
         """Order of each coordinate [dim]: 0 is the mean; the slant counts as 2."""
+        self.unit = 1.0
+        """All coordinates are divided by this before clipping, so that radii fit any kind of them."""
+
+    @property
+    def scale(self) -> Array:
+        """What each coordinate [dim] is divided by before clipping: the fourth root of its usual variance."""
+        return self.unit * (1 + self.frequency / 2) ** -0.25
 
     @property
     def dim(self) -> int:
