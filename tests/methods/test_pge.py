@@ -82,6 +82,7 @@ def test_components_follow_the_budget():
         (PGE(components=1, picture="strokes"), BUDGET, 1),
         (PGE(components=2, block=4), BUDGET, 3),
         (PGE(block=4), PURE, 1),
+        (PGE(components=1, block=4, features="scattering", directions=8), BUDGET, 1),
     ],
 )
 def test_contract(method, budget, channels):
@@ -257,3 +258,14 @@ def test_pictures_may_be_refined_after_the_release_and_the_default_is_as_before(
     assert (release.method.restore(release, kept).sample(30, seed=1).images == a).all()
     with pytest.raises(SchemaError, match="only 'one-shot' is refined"):
         PGE(privacy="dp-sgd", refine=20)
+
+
+@pytest.mark.parametrize("wrong", [{"refine": 20}, {"privacy": "dp-sgd"}])
+def test_scattering_draws_its_own_detail(wrong):
+    with pytest.raises(SchemaError, match="features is 'scattering', with"):
+        PGE(features="scattering", **wrong)
+
+
+def test_samples_of_wavelet_moduli_teach_a_classifier(digits):
+    model = model_of(PGE(components=1, features="scattering", block=6, directions=30), digits)
+    assert accuracy(model.sample(800, seed=0), digits) > 0.82

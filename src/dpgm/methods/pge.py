@@ -84,7 +84,7 @@ class PGE(Method):
             always 1 where delta is 0.
         features: "cosine" describes an image by low cosine frequencies, which draws smooth pictures in seconds;
             "scattering" by moduli of wavelets, too, which draws edges and textures, in about 10 CPU milliseconds each.
-        directions: with "scattering", in how many directions moduli may vary.
+        directions: with "scattering", in how many directions moduli may vary; fewer where images are small.
         block: cosine frequencies along each axis of the image; None takes 14 for texture where mu of the whole budget
             is 1 or more or features is "scattering", and 10 otherwise.
         temperature: factor on the covariances in sampling; above 1 samples vary more than the records, which teaches
@@ -141,10 +141,7 @@ class PGE(Method):
         }
         if self.features == "cosine":
             return Coordinates(**kind)
-        try:
-            return ScatteringCoordinates(**kind, directions=self.directions)
-        except ValueError as error:
-            raise SchemaError(f"features is 'scattering': {error}; or take features='cosine'") from None
+        return ScatteringCoordinates(**kind, directions=self.directions)
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The releases, each with the smallest noise that its share of the budget allows."""

@@ -43,7 +43,7 @@ class ScatteringCoordinates(Coordinates):
         width: of the images, in pixels, 8 to 64.
         channels: colour channels.
         block: frequencies kept along each axis.
-        directions: number of axes in V.
+        directions: number of axes in V; all of them where there are fewer.
         upright: set each picture upright by its slant, which becomes the last coordinate.
     """
 
@@ -59,13 +59,15 @@ class ScatteringCoordinates(Coordinates):
 
     def analyse(self, field: Tensor) -> Tensor:
         """Kept frequencies and axes [n, m] of fields [n, c, h, w]."""
-        moduli = [self._axes(x.float()) for x in field.split(_BATCH)]
-        return torch.cat([super().analyse(field), torch.cat(moduli).to(field)], 1)
+        waves = super().analyse(field)
+        moduli = [self._axes(x.float()).to(waves) for x in field.split(_BATCH) if len(x)]
+        return torch.cat([waves, torch.cat([waves.new_zeros(0, self._axes.count), *moduli])], 1)
 
     def picture(self, z: Array) -> Tensor:
         """Pictures [n, c, h, w] of coordinates, upright."""
         kept = torch.from_numpy(z[:, : self._waves + self._axes.count]).float()
-        return torch.cat([self._descend(part) for part in kept.split(_BATCH)])
+        drawn = [self._descend(part) for part in kept.split(_BATCH) if len(part)]
+        return torch.cat([torch.zeros(0, self.channels, self.height, self.width), *drawn])
 
     def _descend(self, z: Tensor) -> Tensor:
         waves, moduli = z.split([self._waves, self._axes.count], 1)
@@ -119,18 +121,12 @@ class Axes:
 
 @functools.lru_cache(4)
 def public_axes(height: int, width: int, channels: int, count: int) -> Axes:
-    """The axes for a size of image, from made-up pictures (about 4 s, once in a process).
-
-    Raises:
-        ValueError: if there are fewer features or pictures than axes.
-    """
+    """The axes for a size of image, from made-up pictures: `count`, or all if there are fewer (3 s)."""
     shown = procedural_images(_PICTURES, height=height, width=width, channels=channels, rng=np.random.default_rng(0))
     x = to_unit(shown)
     scattering = Scattering(height=height, width=width, channels=channels)
     cells = math.prod(scattering.grid)
-    most = min(scattering.dim - channels * cells, _PICTURES - 1)
-    if not 1 <= count <= most:
-        raise ValueError(f"{count} directions were asked for; images of {height} x {width} allow 1 to {most}")
+    count = min(count, scattering.dim - channels * cells, _PICTURES - 1)
     with torch.no_grad():
         found = torch.cat([scattering(part)[:, channels * cells :] for part in x.split(_BATCH)])
         spread = found.unflatten(1, (-1, cells)).std((0, 2))
