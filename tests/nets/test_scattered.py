@@ -34,8 +34,10 @@ def test_a_drawn_picture_has_the_coordinates_it_was_drawn_from(channels):
 
 def test_a_grey_picture_comes_back_better_than_from_its_low_frequencies_alone():
     images = made_up(20)
-    size = {"height": 16, "width": 16, "channels": 1, "block": 6}
-    kinds = ScatteringCoordinates(**size, directions=100), Coordinates(**size)
+    kinds = (
+        ScatteringCoordinates(height=16, width=16, channels=1, block=6, directions=100),
+        Coordinates(height=16, width=16, channels=1, block=6),
+    )
     ours, theirs = (np.abs(c.decode(c.encode(images), contrast=1.0) / 255 - images / 255).mean() for c in kinds)
     assert ours < 0.8 * theirs
 
