@@ -7,7 +7,7 @@ import torch
 from dpgm.nets.classifiers import to_unit
 from dpgm.nets.features import Scattering
 from dpgm.nets.procedural import procedural_images
-from dpgm.nets.whitened import Whitened
+from dpgm.nets.whitened import Whitened, signed_alike
 
 
 def pictures(n, seed, channels=1):
@@ -59,3 +59,9 @@ def test_a_large_ridge_leaves_the_proportions_alone():
 def test_too_many_directions_are_refused():
     with pytest.raises(ValueError, match="allow 1 to"):
         build(dim=100, pictures=50)
+
+
+def test_directions_have_one_sign_on_any_machine():
+    axes = torch.tensor([[3.0, -1.0], [-4.0, 2.0]])
+    torch.testing.assert_close(signed_alike(axes), signed_alike(-axes))
+    assert (build().basis.gather(0, build().basis.abs().argmax(0, keepdim=True)) > 0).all()

@@ -18,6 +18,7 @@ from dpgm.nets.classifiers import to_unit
 from dpgm.nets.coordinates import Array, Coordinates
 from dpgm.nets.features import Scattering
 from dpgm.nets.procedural import procedural_images
+from dpgm.nets.whitened import signed_alike
 
 _BATCH = 250
 _PICTURES = 2000
@@ -139,10 +140,9 @@ def public_axes(height: int, width: int, channels: int, count: int) -> Axes:
 
 
 def _principal(x: Tensor, count: int) -> Tensor:
-    """The first principal axes [d, count] of centred x [n, d]; the largest entry of each is positive on any machine."""
+    """The first principal axes [d, count] of centred x [n, d]."""
     values, left = torch.linalg.eigh(x @ x.T)
-    axes = x.T @ (left.flip(1)[:, :count] / values.flip(0)[:count].sqrt())
-    return axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    return signed_alike(x.T @ (left.flip(1)[:, :count] / values.flip(0)[:count].sqrt()))
 
 
 def _variance(x: Tensor) -> float:

@@ -91,4 +91,9 @@ def _whitening(centred: Tensor, dim: int, ridge: float) -> Tensor:
         values, directions = torch.linalg.eigh(centred.T @ centred)
         values, directions = values.flip(0)[:dim].clamp(min=0), directions.flip(1)[:, :dim]
     floor = ridge * centred.square().sum() / total
-    return directions * (values + floor).rsqrt() * n**0.5
+    return signed_alike(directions) * (values + floor).rsqrt() * n**0.5
+
+
+def signed_alike(axes: Tensor) -> Tensor:
+    """Axes `[D, k]` with the largest entry of each positive: eigenvectors come with either sign, by machine."""
+    return axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
