@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dpgm.mechanisms.moments import pack
 from dpgm.mechanisms.noise import KNorm
-from dpgm.mechanisms.queries import BLOCK, clip_rows, total
+from dpgm.mechanisms.queries import LEAST, clip_rows, total
 from dpgm.privacy.guarantee import PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import REAL_ARITHMETIC, Array, Cost, NoiseSource, PureEvent, evidence_of
 from dpgm.schema import Rows
@@ -43,9 +43,9 @@ class AboutCentres:
     def __call__(self, rows: Rows) -> tuple[NDArray[Any], Array]:
         """Cells [b] and vectors [b, dim]."""
         images, label = rows["image"], rows["label"]
-        full = np.zeros((max(len(images), BLOCK), *images.shape[1:]), np.uint8)
-        full[: len(images)] = images  # blocks of one size: no record's value depends on how many others there are
-        v = self.encoder(full)[: len(images)]
+        full = np.zeros((max(1, -(-len(images) // LEAST)) * LEAST, *images.shape[1:]), np.uint8)
+        full[: len(images)] = images  # parts of one size: no record's value depends on how many others there are
+        v = np.concatenate([self.encoder(full[i : i + LEAST]) for i in range(0, len(full), LEAST)])[: len(images)]
         if self.means is not None:
             v = v - self.means[label]
         if self.centres is None:

@@ -21,7 +21,7 @@ from dpgm.schema import Rows
 BLOCK = 1000
 """Rows in one partial sum: large enough to be fast, small enough for feature maps of some 10,000 numbers."""
 
-_NUMBERS, _LEAST = 4_000_000, 100
+_NUMBERS, LEAST = 4_000_000, 100
 """Numbers in a block of vectors, about; rows in it, at least."""
 _PLAIN = (1e-100, 1e100)
 """Bounds for which squares in float64 neither overflow unseen nor vanish where they count."""
@@ -39,7 +39,7 @@ def total(query: Query, rows: Rows, *, block: int | None = None, map_fn: MapFn =
         map_fn: how partial sums are computed: `map`, or the like of a pool or cluster.
     """
     if block is None:
-        block = max(_LEAST, min(BLOCK, _NUMBERS // max(1, *query.shape[-1:])) // _LEAST * _LEAST)
+        block = max(LEAST, min(BLOCK, _NUMBERS // max(1, *query.shape[-1:])) // LEAST * LEAST)
     answer = np.zeros(query.shape)
     for part in map_fn(query.partial, rows.blocks(block)):
         if part.shape != query.shape:  # adding would repeat a short one over many coordinates
