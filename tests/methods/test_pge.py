@@ -266,6 +266,11 @@ def test_scattering_draws_its_own_detail(wrong):
         PGE(features="scattering", **wrong)
 
 
+def test_scattering_needs_a_picture():
+    with pytest.raises(SchemaError, match="images are 1 x 9"):
+        PGE(features="scattering").plan(schema(height=1, width=9), relation=Relation.ADD_REMOVE, budget=BUDGET)
+
+
 def test_samples_of_wavelet_moduli_teach_a_classifier(digits):
     model = model_of(PGE(components=1, features="scattering", block=6, directions=30), digits)
     assert accuracy(model.sample(800, seed=0), digits) > 0.82

@@ -141,6 +141,11 @@ class PGE(Method):
         }
         if self.features == "cosine":
             return Coordinates(**kind)
+        if min(schema.height, schema.width) < 2:
+            raise SchemaError(
+                f"features is 'scattering', but images are {schema.height} x {schema.width}; allowed are sides of 2 "
+                "pixels or more: take features='cosine'"
+            )
         return ScatteringCoordinates(**kind, directions=self.directions)
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:

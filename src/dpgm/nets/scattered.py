@@ -52,26 +52,31 @@ class ScatteringCoordinates(Coordinates):
         self, *, height: int, width: int, channels: int, block: int = 14, directions: int = 200, upright: bool = False
     ) -> None:
         super().__init__(height=height, width=width, channels=channels, block=block, upright=upright)
-        self._axes = public_axes(height, width, channels, directions)
-        self._waves = self.dim - upright
-        order = 2.5 + np.floor(np.sqrt(2 * np.arange(self._axes.count)))  # as many below an order as there are waves
+        scattering = Scattering(height=height, width=width, channels=channels)
+        moduli = scattering.dim - channels * math.prod(scattering.grid)
+        self._waves, self._directions = self.dim - upright, min(directions, moduli, _PICTURES - 1)
+        order = 2.5 + np.floor(np.sqrt(2 * np.arange(self._directions)))  # as many below an order as there are waves
         self.frequency = np.r_[self.frequency[: self._waves], order, [2.0] * upright]
         self.unit = _UNIT
+
+    @property
+    def _axes(self) -> Axes:
+        return public_axes(self.height, self.width, self.channels, self._directions)
 
     def analyse(self, field: Tensor) -> Tensor:
         """Kept frequencies and axes [n, m] of fields [n, c, h, w]."""
         waves = super().analyse(field)
         moduli = [self._axes(x.float()).to(waves) for x in field.split(_BATCH) if len(x)]
-        return torch.cat([waves, torch.cat([waves.new_zeros(0, self._axes.count), *moduli])], 1)
+        return torch.cat([waves, torch.cat([waves.new_zeros(0, self._directions), *moduli])], 1)
 
     def picture(self, z: Array) -> Tensor:
         """Pictures [n, c, h, w] of coordinates, upright."""
-        kept = torch.from_numpy(z[:, : self._waves + self._axes.count]).float()
+        kept = torch.from_numpy(z[:, : self._waves + self._directions]).float()
         drawn = [self._descend(part) for part in kept.split(_BATCH) if len(part)]
         return torch.cat([torch.zeros(0, self.channels, self.height, self.width), *drawn])
 
     def _descend(self, z: Tensor) -> Tensor:
-        waves, moduli = z.split([self._waves, self._axes.count], 1)
+        waves, moduli = z.split([self._waves, self._directions], 1)
         with torch.enable_grad():
             x = self.synthesise(waves).clamp(0, 1).requires_grad_()
             optimiser = torch.optim.Adam([x], lr=_RATE)
@@ -90,7 +95,7 @@ class ScatteringCoordinates(Coordinates):
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """V^T (w S(x) - m) for images x [n, c, h, w] in [0, 1]: `basis` V [D, count], `weight` w and `mean` m [D].
+    """V^T (w S(x) - m) for images x [n, c, h, w] in [0, 1]: `basis` V [D, k], `weight` w and `mean` m [D].
 
     S is the scattering transform without its blurred picture (the cosines know that). w divides each channel by the
     square root of its spread over made-up pictures, and gives all of them 0.7 of the pictures' own spread.
@@ -100,11 +105,6 @@ class Axes:
     weight: Tensor
     mean: Tensor
     basis: Tensor
-
-    @property
-    def count(self) -> int:
-        """Number of axes."""
-        return self.basis.shape[1]
 
     def moduli(self, x: Tensor) -> Tensor:
         """W S(x), [n, D]."""
@@ -116,18 +116,17 @@ class Axes:
         return self.moduli(x) - self.mean
 
     def __call__(self, x: Tensor) -> Tensor:
-        """V^T (w S(x) - m), [n, count]."""
+        """V^T (w S(x) - m), [n, k]."""
         return self.centred(x) @ self.basis
 
 
 @functools.lru_cache(4)
 def public_axes(height: int, width: int, channels: int, count: int) -> Axes:
-    """The axes for a size of image, from made-up pictures: `count`, or all if there are fewer (3 s)."""
+    """`count` axes for a size of image, from made-up pictures (3 s, once in a process)."""
     shown = procedural_images(_PICTURES, height=height, width=width, channels=channels, rng=np.random.default_rng(0))
     x = to_unit(shown)
     scattering = Scattering(height=height, width=width, channels=channels)
     cells = math.prod(scattering.grid)
-    count = min(count, scattering.dim - channels * cells, _PICTURES - 1)
     with torch.no_grad():
         found = torch.cat([scattering(part)[:, channels * cells :] for part in x.split(_BATCH)])
         spread = found.unflatten(1, (-1, cells)).std((0, 2))
