@@ -23,8 +23,11 @@ from dpgm.nets.whitened import signed_alike
 _BATCH = 250
 _PICTURES = 2000
 _SHARE = 0.7
+"""Spread of all moduli beside that of the pixels: what a picture owes to its moduli when it is clipped and drawn."""
 _UNIT = 1.4
+"""Coordinates are longer than those of cosines alone by about this factor, and clipped at the same radius."""
 _STEPS, _RATE, _REST = 25, 0.06, 0.1
+"""Steps of the descent, its first rate, and the weight of the moduli beyond the axes."""
 
 
 class ScatteringCoordinates(Coordinates):
@@ -107,12 +110,12 @@ class Axes:
     basis: Tensor
 
     def moduli(self, x: Tensor) -> Tensor:
-        """W S(x), [n, D]."""
+        """The weighted moduli w S(x), [n, D]."""
         blurred = x.shape[1] * math.prod(self.scattering.grid)
         return self.scattering(x)[:, blurred:] * self.weight
 
     def centred(self, x: Tensor) -> Tensor:
-        """W S(x) - m, [n, D]."""
+        """The same about the mean of made-up pictures, w S(x) - m, [n, D]."""
         return self.moduli(x) - self.mean
 
     def __call__(self, x: Tensor) -> Tensor:
