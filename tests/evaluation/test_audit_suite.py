@@ -53,6 +53,7 @@ def test_a_method_is_attacked_on_every_kind_of_records_that_it_takes():
 def test_forms_are_the_values_of_the_field_privacy():
     assert {"privacy": "published"} in forms(DP2VAE)
     assert {"warm_start": "components"} in forms(DP2VAE)
+    assert any(form.get("features") == "scattering" for form in forms(methods.get("pge")))
     assert list(forms(methods.get("merf"))) == [{}]
 
 

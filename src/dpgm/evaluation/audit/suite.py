@@ -32,6 +32,7 @@ BRISK: dict[str, dict[str, Any]] = {
 """Options under which canaries are told apart best: few steps, in which most or all of the records take part."""
 _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "dp2vae": ({"warm_start": "components"},),
+    "pge": ({"features": "scattering", "directions": 8},),
     "slicing": ({"mode": "paper"}, {"mode": "full-rank"}, {"mode": "full-rank", "shuffled": True}),
 }
 _FORM = "privacy"
