@@ -206,7 +206,7 @@ class PGE(Method):
                 "coordinates": dim,
                 "pure": pure,
             },
-            seconds=5 + 3e-7 * (schema.size or 0) * numbers + (self.features == "scattering") * 0.13 * numbers,
+            seconds=5 + 3e-7 * (schema.size or 0) * numbers + (self.features == "scattering") * 0.06 * numbers,
             memory_mb=600 + 8e-6 * schema.n_classes * components * 6 * dim**2,
         )
 

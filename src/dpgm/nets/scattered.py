@@ -26,8 +26,8 @@ _SHARE = 0.7
 """Spread of all moduli beside that of the pixels: what a picture owes to its moduli when it is clipped and drawn."""
 _UNIT = 1.4
 """Coordinates are longer than those of cosines alone by about this factor, and clipped at the same radius."""
-_STEPS, _RATE, _REST = 25, 0.06, 0.1
-"""Steps of the descent, its first rate, and the weight of the moduli beyond the axes."""
+_STEPS, _RATE, _BETAS, _REST = 16, 0.09, (0.6, 0.99), 0.1
+"""Steps of the descent, its first rate, Adam's memories, and the weight of the moduli beyond the axes."""
 
 
 class ScatteringCoordinates(Coordinates):
@@ -82,11 +82,13 @@ class ScatteringCoordinates(Coordinates):
         waves, moduli = z.split([self._waves, self._directions], 1)
         with torch.enable_grad():
             x = self.synthesise(waves).clamp(0, 1).requires_grad_()
-            optimiser = torch.optim.Adam([x], lr=_RATE)
+            optimiser = torch.optim.Adam([x], lr=_RATE, betas=_BETAS)
             for step in range(_STEPS):
                 optimiser.param_groups[0]["lr"] = _RATE * (0.1 + 0.9 * math.cos(math.pi / 2 * step / _STEPS))
-                gap = self._axes.centred(x)
-                inside = gap @ self._axes.basis
+                with torch.autocast("cpu", torch.bfloat16):  # half the time, and pictures as near
+                    gap = self._axes.centred(x)
+                    inside = gap @ self._axes.basis
+                inside = inside.float()
                 rest = gap.square().sum() - inside.square().sum()
                 loss = (super().analyse(x) - waves).square().sum() + (inside - moduli).square().sum() + _REST * rest
                 optimiser.zero_grad(set_to_none=True)
