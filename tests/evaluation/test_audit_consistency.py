@@ -152,6 +152,17 @@ def test_command_tells_a_folder_that_contradicts_itself(folder: Path, capsys: py
     assert "FAULT run.json promises" in capsys.readouterr().out
 
 
+def test_an_audit_of_one_kind_keeps_what_others_found(folder: Path):
+    for kind in ("membership", "mechanism", "consistency"):
+        main(["audit", str(folder), "--kind", kind, "--trials", "500"])
+    once = json.loads((folder / "audit.json").read_text("utf-8"))
+    assert once["checks"]
+    assert {a["kind"] for a in once["audits"]} == {"mechanism", "membership"}
+    main(["audit", str(folder), "--kind", "mechanism", "--trials", "500"])
+    twice = json.loads((folder / "audit.json").read_text("utf-8"))
+    assert (len(twice["audits"]), twice["checks"]) == (len(once["audits"]), once["checks"])
+
+
 def test_private_records_are_looked_at_by_permission_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     import numpy as np
     from sklearn.datasets import load_digits

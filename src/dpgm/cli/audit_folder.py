@@ -20,7 +20,7 @@ from dpgm.data.errors import DataError
 from dpgm.evaluation.audit import Audit, audit_membership, audit_method
 from dpgm.evaluation.audit.consistency import Check, check_folder
 from dpgm.evaluation.audit.methods import stages
-from dpgm.evaluation.folder import read_ledger
+from dpgm.evaluation.folder import Json, read_folder, read_ledger
 from dpgm.evaluation.utility import public_door
 from dpgm.methods import bounds
 from dpgm.privacy import accountant
@@ -59,7 +59,7 @@ class _Folder:
 
 
 def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
-    """Audit the run folder that `words` begin with, write audit.json, and the report anew.
+    """Audit the run folder that `words` begin with; write the outcome to audit.json, and the report anew.
 
     Returns:
         whether all stands, the text, the JSON value, and the screen.
@@ -102,11 +102,33 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
         "skipped": "; ".join(skipped),
         "seconds": round(screen.seconds["audit"], 1),
     }
-    write_json(folder / AUDIT, value)
+    tried = {"consistency"} if checks else set()
+    tried |= {_way(a.to_json()) for a in audits}
+    write_json(folder / AUDIT, _beside(value, read_folder(folder).audit, tried))
     afterwards.report(folder)
     lines = [f"{'ok   ' if c.passed else 'FAULT'} {c.name}: {c.found}" for c in checks]
     blocks = ["\n".join(lines)] * bool(lines) + [a.text() for a in audits] + skipped
     return not (faults or fallen), "\n\n".join(blocks), value, screen
+
+
+def _way(audit: Json) -> str:
+    return "membership" if audit.get("kind") == "membership" else "mechanism"
+
+
+def _beside(value: Json, before: Json, tried: set[str]) -> Json:
+    """`value`, and what an earlier audit of the folder found in ways that were not tried again."""
+    old = [a for a in before.get("audits") or [] if _way(a) not in tried]
+    names = {a["name"] for a in old}
+    checks = value["checks"] if "consistency" in tried else before.get("checks") or []
+    return value | {
+        "consistent": all(c["passed"] for c in checks),
+        "checks": checks,
+        "audits": [*old, *value["audits"]],
+        "proved_and_beaten": [
+            *(n for n in before.get("proved_and_beaten") or [] if n in names),
+            *value["proved_and_beaten"],
+        ],
+    }
 
 
 def _mechanisms(options: _Folder, run: dict[str, Any]) -> list[Audit]:
