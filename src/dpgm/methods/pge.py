@@ -83,7 +83,7 @@ class PGE(Method):
         components: Gaussians a class; None takes 8 where mu of the whole budget is 1 or more, and 1 below;
             always 1 where delta is 0.
         features: "cosine" describes an image by low cosine frequencies, which draws smooth pictures in seconds;
-            "scattering" by moduli of wavelets, too, which draws edges and textures, in about 10 CPU milliseconds each.
+            "scattering" by moduli of wavelets, too, which draws edges and textures, in about 5 CPU milliseconds each.
         directions: with "scattering", in how many directions moduli may vary; fewer where images are small.
         block: cosine frequencies along each axis of the image; None takes 14 for texture where mu of the whole budget
             is 1 or more or features is "scattering", and 10 otherwise.
