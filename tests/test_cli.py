@@ -381,6 +381,23 @@ def test_a_classifier_is_a_release_without_samples(
     assert "name a generator" in capsys.readouterr().err
 
 
+def test_a_private_classifier_of_another_run_stands_beside_the_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, rival = tmp_path / "run", tmp_path / "rival"
+    quick = ["--epsilon", "8", "--evaluate", "False", "--samples", "20"]
+    assert main(["run", "digits", "--method", "merf", "--steps", "1", "--dim", "50", *quick, "--out", str(run)]) == OK
+    assert main(["run", "digits", "--method", "dp-cnn", "--steps", "5", "--epsilon", "8", "--out", str(rival)]) == OK
+    short = ["evaluate", str(run), "--classifiers", "logreg", "--fid-features", "none", "--beside"]
+    assert main([*short, str(rival)]) == OK
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"logreg", "dp_cnn"} <= set(metrics["accuracy"])
+    assert metrics["beside"]["dp_cnn"].startswith("epsilon ")
+    assert "publishing both spends both" in (run / "report.html").read_text()
+    assert main([*short, str(run)]) == BAD_INPUT
+    assert "give one of labeller, dp-cnn or dp-logreg on digits" in capsys.readouterr().err
+
+
 def test_a_plan_shows_numbers_a_person_can_read(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "digits", "--method", "pge"]) == OK
     shown = capsys.readouterr().out

@@ -22,8 +22,10 @@ from dpgm.evaluation import seeds
 from dpgm.evaluation.fidelity import open_view, real_view
 from dpgm.evaluation.grid import png, sample_grid
 from dpgm.evaluation.report import write_report
+from dpgm.evaluation.scores import RIVALS
 from dpgm.evaluation.utility import CLASSIFIERS, evaluate_images, public_door, reference_images
 from dpgm.methods.base import Model
+from dpgm.methods.labelled import LabelledModel
 from dpgm.methods.table_batch import TableBatch
 from dpgm.privacy.guarantee import PrivacyError
 from dpgm.schema import AnySchema, SchemaError, TableSchema
@@ -64,6 +66,8 @@ class _Evaluate:
         seed: of the classifiers.
         classifiers: those to train; cnn is the one that was named beforehand, the others stand beside it.
         reference: folder of 'dpgm reference', instead of training the same classifiers on real records again.
+        beside: run folder of a private classifier of the same data (method labeller, dp-cnn or dp-logreg), whose score
+            the report is to show beside those of the samples.
         fid_features: what FID and its kin look through: lenet, inception:FILE with local weights, or none.
         json: print one JSON object.
     """
@@ -73,6 +77,7 @@ class _Evaluate:
     seed: int = 0
     classifiers: Classifiers = CLASSIFIERS
     reference: Path | None = None
+    beside: Path | None = None
     fid_features: Features = "lenet"
     json: bool = False
 
@@ -160,20 +165,40 @@ def evaluate_command(words: list[str]) -> int:
         words = [words[0], artefact.read_run(Path(words[0]))["data"], *words[1:]]
     options = parse("evaluate", _Evaluate, words, about=about)
     screen = Screen(as_json=options.json)
-    model = artefact.load_model(options.folder)
+    model, data = artefact.load_model(options.folder), options.data.open()
+    rival = None if options.beside is None else _rival(options.beside, data.name)
+    if rival is not None and rival[1] == model.reader and isinstance(model, LabelledModel):
+        raise SchemaError(f"the run has a {model.reader} of its own; leave out --beside {options.beside}")
     metrics = measure(
         model,
         options.folder,
-        options.data.open(),
+        data,
         seed=options.seed,
         classifiers=options.classifiers,
         reference=options.reference,
         features=options.fid_features,
     )
+    if rival is not None:
+        kind, name, score, headline = rival
+        metrics[kind] = {**metrics.get(kind, {}), name: score}
+        metrics["beside"] = {name: headline}
     write_json(options.folder / METRICS, metrics)
     report(options.folder)
     screen.result(metrics, "\n".join(score_lines(metrics)))
     return 0
+
+
+def _rival(folder: Path, data: str) -> tuple[str, str, Any, str]:
+    """Kind, name and value of the score of a private classifier's run, and what its guarantee says."""
+    run, metrics = artefact.read_run(folder), artefact.read_json(folder / METRICS)
+    own = set(RIVALS) - set(metrics.get("beside", {}))
+    found = [(kind, k, v) for kind in ("accuracy", "utility") for k, v in metrics.get(kind, {}).items() if k in own]
+    if not found or run["data"] != data:
+        raise SchemaError(
+            f"{folder} is a run of {run['method']} on {run['data']}; "
+            f"give one of labeller, dp-cnn or dp-logreg on {data}"
+        )
+    return *found[0], run["guarantee"]["headline"]
 
 
 def reference_command(words: list[str]) -> int:

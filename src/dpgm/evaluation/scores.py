@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeGuard
 
 from dpgm.evaluation import wording
@@ -111,6 +112,9 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
     known = any(k.startswith("real_") for k in (*accuracy, *utility))
     beside = f", beside the same classifiers trained on real records{real}, which is not private." if known else "."
     columns = _BESIDE if known else _BESIDE[:1]
+    apart = {
+        k: f"another run: {show(v)}; publishing both spends both" for k, v in mapping(metrics.get("beside")).items()
+    }
     found = [
         Panel(
             intro="Accuracy on held-out real records of classifiers that were trained on synthetic records "
@@ -127,12 +131,16 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
         Panel(
             title=BESIDE_PRIVATE,
             intro="They were trained on the real records themselves with differential privacy"
-            + (f", within the epsilon of {epsilon} above" if epsilon else "")
+            + (f", within the epsilon of {epsilon} above" if epsilon and not apart else "")
             + ", and make no records. Where one does better and classification is all that is wanted, publish it.",
             columns=("Right on real records",),
             rows=(
-                *(Row(name=NAMES[k], cells=(c,)) for k in RIVALS if (c := percent_cell(accuracy.get(k))) is not None),
-                *_utility({k: v for k, v in utility.items() if k in RIVALS}, 1),
+                *(
+                    Row(name=NAMES[k], note=apart.get(k, ""), cells=(c,))
+                    for k in RIVALS
+                    if (c := percent_cell(accuracy.get(k))) is not None
+                ),
+                *_utility({k: v for k, v in utility.items() if k in RIVALS}, 1, apart),
             ),
         ),
         Panel(
@@ -167,7 +175,7 @@ def _accuracy(accuracy: Json, columns: int) -> tuple[Row, ...]:
     )
 
 
-def _utility(utility: Json, columns: int) -> tuple[Row, ...]:
+def _utility(utility: Json, columns: int, notes: Mapping[str, str] = MappingProxyType({})) -> tuple[Row, ...]:
     """A row for each classifier of a table and each of its measures; with one column, without real records."""
     rows: list[Row] = []
     for k in dict.fromkeys(k.removeprefix("real_") for k in utility):
@@ -176,7 +184,7 @@ def _utility(utility: Json, columns: int) -> tuple[Row, ...]:
             cells = (_share_cell(mine.get(measure)), _share_cell(theirs.get(measure)))[:columns]
             if any(cells):
                 name = f"{NAMES.get(k, k)}, {_MEASURES.get(measure, measure)}"
-                rows.append(Row(name=name, cells=cells, key=measure == "auc"))
+                rows.append(Row(name=name, note=notes.get(k, ""), cells=cells, key=measure == "auc"))
     return tuple(rows)
 
 
