@@ -21,6 +21,7 @@ from dpgm.evaluation.audit import Audit, audit_membership, audit_method
 from dpgm.evaluation.audit.consistency import Check, check_folder
 from dpgm.evaluation.audit.methods import stages
 from dpgm.evaluation.folder import Json, read_folder, read_ledger
+from dpgm.evaluation.scores import items
 from dpgm.evaluation.utility import public_door
 from dpgm.methods import bounds
 from dpgm.privacy import accountant
@@ -66,7 +67,7 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
     """
     given = words
     folder = Path(words[0])
-    run = artefact.read_run(folder)
+    run, before = artefact.read_run(folder), read_folder(folder).audit
     if len(words) == 1 or words[1].startswith("-"):
         words = [words[0], run["data"], *words[1:]]
     options = parse("audit", _Folder, words, about="Attack what a finished run promises. It can refute, never confirm.")
@@ -104,7 +105,7 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
     }
     tried = {"consistency"} if checks else set()
     tried |= {_way(a.to_json()) for a in audits}
-    write_json(folder / AUDIT, _beside(value, read_folder(folder).audit, tried))
+    write_json(folder / AUDIT, _beside(value, before, tried))
     afterwards.report(folder)
     lines = [f"{'ok   ' if c.passed else 'FAULT'} {c.name}: {c.found}" for c in checks]
     blocks = ["\n".join(lines)] * bool(lines) + [a.text() for a in audits] + skipped
@@ -117,15 +118,15 @@ def _way(audit: Json) -> str:
 
 def _beside(value: Json, before: Json, tried: set[str]) -> Json:
     """`value`, and what an earlier audit of the folder found in ways that were not tried again."""
-    old = [a for a in before.get("audits") or [] if _way(a) not in tried]
+    old = [a for a in items(before.get("audits")) if _way(a) not in tried]
     names = {a["name"] for a in old}
-    checks = value["checks"] if "consistency" in tried else before.get("checks") or []
+    checks = value["checks"] if "consistency" in tried else items(before.get("checks"))
     return value | {
         "consistent": all(c["passed"] for c in checks),
         "checks": checks,
         "audits": [*old, *value["audits"]],
         "proved_and_beaten": [
-            *(n for n in before.get("proved_and_beaten") or [] if n in names),
+            *(n for n in items(before.get("proved_and_beaten")) if n in names),
             *value["proved_and_beaten"],
         ],
     }
