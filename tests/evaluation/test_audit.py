@@ -351,7 +351,7 @@ def test_every_refutation_has_a_page_whose_command_still_beats_it(capsys: pytest
         if page.name != "README.md":
             assert "verdict  BEATEN: epsilon >= " in page.read_text("utf-8"), page.name
     forms = ("pge --privacy published", "dp2vae --privacy published", "dp2vae --privacy local")
-    published = {*forms, "pge --privacy published --kind canary --trials 100"}
+    published = {*forms, "pge --privacy published --kind canary --trials 1000"}
     assert shown == {*TWINS, *published}
     for command in ("half-noise", "pge --privacy published"):
         assert main(["audit", *command.split()]) == 0
