@@ -16,6 +16,13 @@ from dpgm.evaluation.bench.spec import read_spec
 QUICK = Path(__file__).parents[1] / "experiments" / "quick.toml"
 
 
+def test_full_size_draws_the_rows_of_the_headline() -> None:
+    full, headline = (read_spec(QUICK.parent / f"{name}.toml") for name in ("full_size", "headline"))
+    assert (full.data, full.delta, full.classifiers) == (headline.data[::-1], headline.delta, headline.classifiers)
+    assert full.rows
+    assert all(row in headline.rows for row in full.rows)
+
+
 def test_experiment_files_are_in_order() -> None:
     for path in QUICK.parent.glob("*.toml"):
         assert read_spec(path).cells(), path.name

@@ -191,12 +191,12 @@ def evaluate_command(words: list[str]) -> int:
 def _rival(folder: Path, data: str) -> tuple[str, str, Any, str]:
     """Kind, name and value of the score of a private classifier's run, and what its guarantee says."""
     run, metrics = artefact.read_run(folder), artefact.read_json(folder / METRICS)
-    own = set(RIVALS) - set(metrics.get("beside", {}))
-    found = [(kind, k, v) for kind in ("accuracy", "utility") for k, v in metrics.get(kind, {}).items() if k in own]
-    if not found or run["data"] != data:
+    name = run["method"].replace("-", "_")
+    found = [(kind, name, metrics[kind][name]) for kind in ("accuracy", "utility") if name in metrics.get(kind, {})]
+    if name not in RIVALS or not found or run["data"] != data:
         raise SchemaError(
             f"{folder} is a run of {run['method']} on {run['data']}; "
-            f"give one of labeller, dp-cnn or dp-logreg on {data}"
+            f"give one of labeller, dp-cnn or dp-logreg on {data}, with its score"
         )
     return *found[0], run["guarantee"]["headline"]
 

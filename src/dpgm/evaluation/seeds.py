@@ -14,7 +14,7 @@ Json: TypeAlias = dict[str, Any]
 
 _SAME = ("method", "config", "data", "schema")
 _PROMISE = ("epsilon", "delta", "relation", "unit", "evidence")
-_FIXED = ("sizes", "epochs", "exposures", "figures", "n", "features", "reference", "low", "high")
+_FIXED = ("sizes", "epochs", "exposures", "figures", "n", "features", "reference", "low", "high", "beside")
 """Keys of metrics that are no measurements: kept where all runs agree, and left out where they do not."""
 
 
