@@ -17,7 +17,7 @@ from dpgm.cli import afterwards
 from dpgm.cli.console import Screen, peak_memory_mb
 from dpgm.cli.options import Flat, Output, parse, printable, with_method
 from dpgm.methods.base import Model, Note, Release
-from dpgm.methods.options import check_count, check_seed
+from dpgm.methods.options import check_count, check_seed, check_trained
 from dpgm.schema import SchemaError
 
 DEFAULT_METHOD = "merf"
@@ -110,6 +110,7 @@ def train_release(release: Release, seed: int, screen: Screen) -> tuple[Model, d
                     curve.setdefault(name, []).append(value)
 
         model = release.method.train(release, seed=seed, on_note=on_note)
+        check_trained(model.tensors())
     return model, curve
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dpgm.methods import bounds
 from dpgm.methods.base import Method, Model, OnNote, privatise
-from dpgm.methods.options import check_seed, check_takes
+from dpgm.methods.options import check_seed, check_takes, check_trained
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, check_allowed, large_delta
 from dpgm.privacy.ledger import Ledger
@@ -114,7 +114,9 @@ def fit(
         curator = Curator(reader, schema=facts, ledger=book)
         release = privatise(method, curator, plan, seed=seed, on_note=on_note, allow=allow)
     try:
-        return method.train(release, seed=seed, on_note=on_note)
+        model = method.train(release, seed=seed, on_note=on_note)
+        check_trained(model.tensors())
+        return model
     except BaseException as error:
         vars(error)["release"] = release
         error.add_note(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpgm.privacy.mechanism import Json
 from dpgm.schema import ImageSchema, Schema, SchemaError
@@ -106,6 +107,16 @@ def check_count(n: int, name: str) -> None:
     """Raise unless so many records can be asked for."""
     if not (isinstance(n, int | np.integer) and n >= 0):
         raise SchemaError(f"{name} is {n!r}; allowed is a whole number, 0 or more")
+
+
+def check_trained(tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Raise where training has left numbers that are not finite, as too high a rate does: such a net draws nothing."""
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise SchemaError(
+                f"training diverged: '{name}' is not finite. The release is not lost, and training on it again costs "
+                "no budget: dpgm train RELEASE --out NEW, with a lower learning rate"
+            )
 
 
 def require_images(schema: Schema, *sizes: int) -> ImageSchema:
