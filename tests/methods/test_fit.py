@@ -126,7 +126,7 @@ def test_what_was_paid_for_outlives_a_training_that_fails(kind: type[BaseExcepti
 
 
 def test_a_rate_that_is_too_high_is_told_and_the_release_kept() -> None:
-    with pytest.raises(dpgm.SchemaError, match="not finite.*lower learning rate") as caught:
+    with pytest.raises(dpgm.SchemaError, match=r"not finite.*lower learning rate") as caught:
         dpgm.fit(dataclasses.replace(METHOD, lr=1e38), "digits", epsilon=1.0)
     release = vars(caught.value)["release"]
     assert len(METHOD.train(release, seed=0).sample(2)) == 2

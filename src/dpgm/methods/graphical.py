@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from dpgm.methods.tabular import TableModel, choose_cells, draw_values, one_way
 from dpgm.schema import SchemaError, TableSchema
 from dpgm.schema.table import Table
 
+_FRESH = 8
+_estimations = itertools.count(1)
 Block = tuple[int, ...]
 Clique = tuple[Block, NDArray[np.float64]]
 """Columns by position, and the share of each of their products of cells, an axis a column."""
@@ -47,6 +50,8 @@ def first_round(schema: TableSchema, one: NDArray[np.float64], std: float, most:
 def estimate(cells: Sequence[Cells], measured: Sequence[Measured], *, steps: int, start: Any = None) -> Any:
     """The graphical model of greatest entropy near the measured marginals, as the package has it; `start` warms up."""
     mbi = load()
+    if next(_estimations) % _FRESH == 0:  # each shape has its programs, and they pile up until no memory maps are left
+        importlib.import_module("jax").clear_caches()
     domain = mbi.Domain([str(j) for j in range(len(cells))], [c.count for c in cells])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
