@@ -90,7 +90,7 @@ class PGE(Method):
         temperature: factor on the covariances in sampling; above 1 samples vary more than the records, which teaches
             classifiers their borders. None follows `picture`.
         wobble: strength of the random distortion of finished pictures, 0 or more; None follows `picture`.
-        rounds: rounds of Hamiltonian dynamics, each ended by a Metropolis step.
+        rounds: rounds of Hamiltonian dynamics, each ended by a Metropolis step; chains start at draws of the law.
         n_leapfrog: leapfrog steps in a round.
         refine: steps of a small net that sharpens drawn pictures; it learns from made-up ones what the kept frequencies
             leave out. 0 for none; "one-shot" only.
@@ -106,7 +106,7 @@ class PGE(Method):
     block: int | None = None
     temperature: float | None = None
     wobble: float | None = None
-    rounds: int = 12
+    rounds: int = 4
     n_leapfrog: int = 6
     refine: int = 0
     denoising: Denoising = BY_GRADIENTS
