@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -154,9 +155,13 @@ def test_weights_of_another_network_are_refused() -> None:
         features.build(recipe, SCHEMA, features.Look())
 
 
-def test_weights_of_others_are_features_and_are_named(tmp_path: Path) -> None:
+def test_weights_of_others_are_features_and_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "squeeze.pkl"
     path.write_bytes(pickle.dumps(squeezenet_arrays(), 3))
+    [recipe] = features.recipes(f"file:{path}")
+    assert recipe.public == ("unknown data (the weights in squeeze.pkl are none that are known)",)
+    start = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr("dpgm.nets.pretrained._IMAGENET_FILES", (start,))
     method = dpgm.DPMEPF(features=f"file:{path}+rff", second=0.5)
     encoder = method.encoder(SCHEMA)
     check_encoder(encoder, SCHEMA, bound=1.0)

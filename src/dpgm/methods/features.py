@@ -23,7 +23,7 @@ from dpgm.nets.features import FeatureMap, Normalised, RandomFourier, Scattering
 from dpgm.nets.kernels import HermiteFeatures, TangentFeatures
 from dpgm.nets.layers import Layered, public_statistics
 from dpgm.nets.perceptual import tower_from
-from dpgm.nets.pretrained import network, read_network, read_torchvision, torchvision_file
+from dpgm.nets.pretrained import known_source, network, read_network, read_torchvision, torchvision_file
 from dpgm.nets.procedural import procedural_images
 from dpgm.schema import ImageSchema, SchemaError
 
@@ -166,12 +166,13 @@ def _foreign(kind: str, argument: str) -> Recipe:
         raise SchemaError(f"{path} does not exist; nothing is fetched: put the weights of {name or 'it'} there{how}")
     try:
         about, arrays = read_torchvision(name, path) if name else read_network(path)
+        source = known_source(path, name)
     except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise SchemaError(
             f"{path} is no weight file that is known here: {error}. Known are SqueezeNet 1.1 (.pkl of plain arrays, "
             ".pth) and MobileNetV2 (.pth); others by torchvision:NAME=WEIGHTS, or by 'dpgm features train'"
         ) from error
-    return Recipe(kind=kind, about={**about, "public": ["ImageNet-1k"]}, tensors=arrays)
+    return Recipe(kind=kind, about={**about, "public": [source]}, tensors=arrays)
 
 
 def read_recipe(path: Path) -> Recipe:

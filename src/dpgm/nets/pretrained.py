@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,9 @@ _INPUT = {
     "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3),
 }
 """Mean and spread of RGB in [0, 1]; "caffe" wants blue first and values up to 255."""
+
+_IMAGENET_FILES = ("b8a52dc0", "b0353104", "7ebf99e0", "f286bbf4")
+"""How the SHA-256 of published weights begins: SqueezeNet 1.1, two of MobileNetV2, and SqueezeNet in `ndf` 0.1.4."""
 
 
 class PhotoNet(LayerNet):
@@ -199,20 +203,42 @@ def read_torchvision(name: str, path: Path) -> tuple[dict[str, Any], Arrays]:
     return {"network": name, "style": "imagenet"}, {f"body.{k}": v for k, v in _state(path).items()}
 
 
+def known_source(path: Path, name: str = "") -> str:
+    """The public set that a weight file was fitted on, or that it is unknown; the bytes of the file decide.
+
+    The beginning of their SHA-256, which torchvision's file names carry, tells its weights of SqueezeNet 1.1, of
+    MobileNetV2 and of the network `name` that its registry calls IMAGENET1K_V1 or V2; and those of the package `ndf`.
+
+    Raises:
+        ValueError: a name is given, but torchvision is not installed, or has no such network.
+    """
+    listed = [w for w in _registry(name) if w.name.startswith("IMAGENET1K_V")] if name else []
+    known = {*_IMAGENET_FILES, *(Path(w.url).stem.rpartition("-")[2] for w in listed)}
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest[:8] in known:
+        return "ImageNet-1k"
+    return f"unknown data (the weights in {path.name} are none that are known)"
+
+
 def torchvision_file(name: str) -> Path:
     """Where torchvision would keep the weights of a network; nothing is fetched.
 
     Raises:
         ValueError: torchvision is not installed, or has no such network.
     """
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_registry(name).DEFAULT.url).name
+
+
+def _registry(name: str) -> Any:
+    """Torchvision's list of the weights of a network."""
     try:
         models: Any = import_module("torchvision.models")
     except (ImportError, RuntimeError) as error:  # a torchvision that does not fit this torch raises the second
         raise ValueError(
             "torchvision is not installed or does not fit this torch; install dpgm[vision], or use file:PATH"
         ) from error
-    weights = models.get_model_weights(name).DEFAULT
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    return models.get_model_weights(name)
 
 
 def _state(path: Path) -> Arrays:
