@@ -31,7 +31,10 @@ def rows(bench: Bench) -> Iterator[Row]:
         def made(frame: Any, h: float, part: float = part) -> Kernel:
             return hmc(frame.energy, score=frame.score, step_size=part * h, n_leapfrog=6, jitter=0.2)
 
-        yield f"one-shot, 12 rounds of 6, {part:g} times the tuned step", bench.row(PGE(rounds=12), 10.0, change=kernel(made))
+        yield (
+            f"one-shot, 12 rounds of 6, {part:g} times the tuned step",
+            bench.row(PGE(rounds=12), 10.0, change=kernel(made)),
+        )
     yield "one-shot, 3 rounds of 6 at the tuned step", bench.row(PGE(rounds=3), 10.0)
 
 
