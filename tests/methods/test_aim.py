@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 import dpgm
 from dpgm.evaluation.tables import fidelity, utility
+from dpgm.mechanisms.tables import Cells
 from dpgm.methods.aim import AIM
 from dpgm.methods.base import Note, Release, privatise
-from dpgm.methods.graphical import draw_cells, model_cells
+from dpgm.methods.graphical import Measured, draw_cells, estimate, model_cells
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
@@ -133,3 +134,14 @@ def test_refusals() -> None:
         AIM(first=0.6, choice=0.5)
     with pytest.raises(SchemaError, match="rounds is -1"):
         AIM(rounds=-1)
+
+
+@needs_mbi
+def test_programs_of_earlier_models_are_dropped_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    drops: list[bool] = []
+    monkeypatch.setattr("jax.clear_caches", lambda: drops.append(True))
+    cells = [Cells(edges=(0.0, 0.5, 1.0))] * 2
+    one = Measured(block=(0, 1), counts=np.ones((2, 2)), std=1.0)
+    for _ in range(8):
+        estimate(cells, [one], steps=1)
+    assert len(drops) == 1
