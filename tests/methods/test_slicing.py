@@ -210,7 +210,7 @@ def test_generators_of_noisy_records_learn_the_label() -> None:
     from dpgm.evaluation.tables import utility
 
     test = made_up(1000, seed=1)
-    for noise, least in ((0.02, 0.9), (1.0, 0.75)):
+    for noise, least in ((0.02, 0.9), (0.5, 0.85)):
         method = Slicing(mode="full-rank", components=24, steps=150)
         budget = Budget(epsilon=1e6, delta=1e-5)
         plan = method.plan(SCHEMA, relation=Relation.REPLACE, budget=budget)

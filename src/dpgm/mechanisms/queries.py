@@ -35,9 +35,11 @@ def total(query: Query, rows: Rows, *, block: int | None = None, map_fn: MapFn =
     Args:
         query: the sum to compute.
         rows: private rows; zero rows give zeros.
-        block: rows in one partial sum; None for `BLOCK`, or fewer where the answer is long, so that memory is bounded.
+        block: rows in one partial sum; None for what the query says (`query.block`), else for `BLOCK`, or fewer where
+            the answer is long, so that memory is bounded.
         map_fn: how partial sums are computed: `map`, or the like of a pool or cluster.
     """
+    block = block or getattr(query, "block", None)
     if block is None:
         block = max(LEAST, min(BLOCK, _NUMBERS // max(1, *query.shape[-1:])) // LEAST * LEAST)
     answer = np.zeros(query.shape)

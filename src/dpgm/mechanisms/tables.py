@@ -13,6 +13,9 @@ from dpgm.privacy.guarantee import PrivacyError, Relation
 from dpgm.privacy.mechanism import Array
 from dpgm.schema import Column, Rows, TableSchema
 
+_NUMBERS = 4_000_000
+"""Numbers in a block of rows, about."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cells:
@@ -91,6 +94,11 @@ class Marginals:
         """(number of all cells,): the blocks one after the other."""
         return (sum(self.sizes),)
 
+    @property
+    def block(self) -> int:
+        """Rows in one partial sum: a row needs a number a column, but every sum is as long as the answer."""
+        return max(1000, _NUMBERS // len(self.cells))
+
     def partial(self, rows: Rows) -> Array:
         """Weighted counts of one block of rows."""
         table = rows["table"]
@@ -99,13 +107,15 @@ class Marginals:
                 f"the table has shape [n, {table.shape[1:]}]; the query is for {len(self.cells)} columns"
             )
         codes = [cell(table[:, j]) for j, cell in enumerate(self.cells)]
+        outside = [bool((c < 0).any()) for c in codes]
         parts: list[Array] = []
         for block, size, weight in zip(self.blocks, self.sizes, self.weights, strict=True):
-            index, inside = np.zeros(len(table), np.int64), np.ones(len(table), bool)
-            for j in block:
+            index = codes[block[0]]
+            for j in block[1:]:
                 index = index * self.cells[j].count + codes[j]
-                inside &= codes[j] >= 0
-            parts.append(weight * np.bincount(index[inside], minlength=size).astype(np.float64))
+            if any(outside[j] for j in block):
+                index = index[np.all([codes[j] >= 0 for j in block], axis=0)]
+            parts.append(weight * np.bincount(index, minlength=size))
         return np.concatenate(parts)
 
     def split(self, answer: Array) -> list[Array]:

@@ -6,7 +6,8 @@ import importlib
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +54,7 @@ def estimate(cells: Sequence[Cells], measured: Sequence[Measured], *, steps: int
     if next(_estimations) % _FRESH == 0:  # each shape has its programs, and they pile up until no memory maps are left
         importlib.import_module("jax").clear_caches()
     domain = mbi.Domain([str(j) for j in range(len(cells))], [c.count for c in cells])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quickly_compiled():
         given = [mbi.LinearMeasurement(m.counts.ravel(), tuple(map(str, m.block)), stddev=m.std) for m in measured]
         return mbi.estimation.MirrorDescent().estimate(domain, given, iters=steps, warm_start=start)
 
@@ -62,8 +62,7 @@ def estimate(cells: Sequence[Cells], measured: Sequence[Measured], *, steps: int
 def cliques_of(model: Any) -> list[Clique]:
     """The marginals of the model's junction tree, as shares."""
     mbi = load()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quickly_compiled():
         tree = mbi.junction_tree.make_junction_tree(model.potentials.domain, model.potentials.cliques)[0]
         nodes = list(tree.nodes)
         marginals = mbi.marginal_oracles.message_passing_stable(model.potentials.expand(nodes), 1.0)
@@ -168,6 +167,20 @@ class CliqueModel(TableModel):
         std = float(self.release.details["noise_std_one"])
         columns = [draw_values(chosen[j], c, self.cells[j], counts[j], std, rng) for j, c in enumerate(schema.columns)]
         return np.stack(columns, axis=1)
+
+
+@contextmanager
+def _quickly_compiled() -> Iterator[None]:
+    """Every model is a new program that runs for seconds, so optimising it takes longer than it saves."""
+    config = importlib.import_module("jax").config
+    before = config.read("jax_disable_most_optimizations")
+    config.update("jax_disable_most_optimizations", True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        config.update("jax_disable_most_optimizations", before)
 
 
 def load() -> Any:
