@@ -206,7 +206,7 @@ def test_the_vae_that_hears_other_records_moves_further_than_its_bound():
         found = audit(gradient, rows, neighbour, relation=ADD, trials=100, weakest=False)
         reaches[form] = found.reach
     assert reaches["local"] <= 1 + 1e-6
-    assert reaches["published"] > 1.5
+    assert reaches["published"] > 1.2  # 2.1 to 3.7 in thirty trials
 
 
 # --- published counterexamples ---
