@@ -61,6 +61,24 @@ def test_counts_and_split() -> None:
     assert QUERY.sensitivity(Relation.REPLACE, 1) == pytest.approx(7.0)
 
 
+def test_long_answers_are_counted_in_large_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = tuple(Cells(edges=tuple(range(200))) for _ in range(3))
+    query = Marginals(cells=cells, blocks=((0, 1, 2),), weights=(1.0,))
+    rows = Rows(table=np.random.default_rng(0).uniform(0, 199, (1500, 3)))
+    sums: list[int] = []
+
+    def partial(self: Marginals, rows: Rows) -> Any:
+        sums.append(len(rows))
+        return one_block(self, rows)
+
+    one_block = Marginals.partial
+    monkeypatch.setattr(Marginals, "partial", partial)
+    answer = total(query, rows)
+    assert sums == [1500]  # each sum is as long as the answer
+    np.testing.assert_array_equal(answer, total(query, rows, block=500))
+    assert replace(query, cells=cells * 1000).block < query.block  # memory is bounded in columns, too
+
+
 @pytest.mark.parametrize(
     "fields",
     [

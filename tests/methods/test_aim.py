@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 import dpgm
 from dpgm.evaluation.tables import fidelity, utility
 from dpgm.mechanisms.tables import Cells
+from dpgm.methods import graphical
 from dpgm.methods.aim import AIM
 from dpgm.methods.base import Note, Release, privatise
 from dpgm.methods.graphical import Measured, draw_cells, estimate, model_cells
@@ -145,3 +147,16 @@ def test_programs_of_earlier_models_are_dropped_now_and_then(monkeypatch: pytest
     for _ in range(8):
         estimate(cells, [one], steps=1)
     assert len(drops) == 1
+
+
+@needs_mbi
+def test_flags_that_someone_has_set_count_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = "--xla_cpu_use_fusion_emitters=true"
+    monkeypatch.setenv("XLA_FLAGS", theirs)
+    for _ in range(2):
+        graphical.load()
+        assert os.environ["XLA_FLAGS"].split() == ["--xla_cpu_use_fusion_emitters=false", theirs]  # the last one counts
+    monkeypatch.setenv("XLA_FLAGS", theirs)
+    monkeypatch.setattr(graphical, "version", lambda name: "0.99.0")
+    graphical.load()
+    assert os.environ["XLA_FLAGS"] == theirs, "a flag that a version does not know ends the process"
