@@ -101,13 +101,13 @@ def clip_rows(vectors: NDArray[Any], bound: float, *, nonnegative: bool = False)
     """
     out = np.array(vectors, dtype=np.float64)
     if nonnegative:
-        out[~np.isfinite(out).all(axis=1)] = 0.0
         np.maximum(out, 0.0, out=out)
     limit = bound * (1 - 1e-12)  # a hair below the bound: rounding must not lift a row above it
     square = np.einsum("ij,ij->i", out, out)
     if _PLAIN[0] < bound < _PLAIN[1] and np.isfinite(square).all():
         over = square > limit**2
-        out[over] *= limit / np.sqrt(square[over])[:, None]
+        if over.any():  # all rows in place: picking those that are over costs more than it saves
+            out *= np.where(over, limit / np.sqrt(np.where(over, square, 1.0)), 1.0)[:, None]
         return out
     out[~np.isfinite(out).all(axis=1)] = 0.0
     largest = np.abs(out).max(axis=1, keepdims=True, initial=0.0)
