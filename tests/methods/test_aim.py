@@ -16,9 +16,9 @@ import dpgm
 from dpgm.evaluation.tables import fidelity, utility
 from dpgm.mechanisms.tables import Cells
 from dpgm.methods import graphical
-from dpgm.methods.aim import AIM
+from dpgm.methods.aim import AIM, _affordable
 from dpgm.methods.base import Note, Release, privatise
-from dpgm.methods.graphical import Measured, draw_cells, estimate, model_cells
+from dpgm.methods.graphical import Measured, components, draw_cells, estimate, model_cells
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
@@ -136,6 +136,23 @@ def test_refusals() -> None:
         AIM(first=0.6, choice=0.5)
     with pytest.raises(SchemaError, match="rounds is -1"):
         AIM(rounds=-1)
+
+
+def test_a_marginal_that_is_added_changes_only_the_parts_that_it_joins() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [int(k) for k in rng.integers(2, 9, 12)]
+    cells = [Cells(edges=tuple(range(k + 1))) for k in sizes]
+    workload = list(itertools.combinations(range(12), 2))
+    for n in (1, 4, 12):
+        blocks = [workload[i] for i in rng.choice(len(workload), n)] + [(j,) for j in range(12)]
+        parts = components(blocks)
+        assert sorted(b for p in parts for b in p) == sorted(blocks)
+        assert sum(len({j for b in p for j in b}) for p in parts) == 12
+        measured = [Measured(block=b, counts=np.zeros(1), std=1.0) for b in blocks]
+        for largest in (100, 300, 1000):
+            found = _affordable(cells, workload, measured, largest)
+            sizes_of = {b: model_cells(sizes, [*blocks, b]) for b in workload}
+            assert found == [b for b in workload if sizes_of[b] <= largest] or len(found) == 1
 
 
 @needs_mbi

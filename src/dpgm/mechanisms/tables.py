@@ -106,16 +106,16 @@ class Marginals:
             raise PrivacyError(
                 f"the table has shape [n, {table.shape[1:]}]; the query is for {len(self.cells)} columns"
             )
-        codes = [cell(table[:, j]) for j, cell in enumerate(self.cells)]
-        outside = [bool((c < 0).any()) for c in codes]
+        codes = {j: self.cells[j](table[:, j]) for j in {j for block in self.blocks for j in block}}
+        outside = {j for j, code in codes.items() if (code < 0).any()}
         parts: list[Array] = []
         for block, size, weight in zip(self.blocks, self.sizes, self.weights, strict=True):
             index = codes[block[0]]
             for j in block[1:]:
                 index = index * self.cells[j].count + codes[j]
-            if any(outside[j] for j in block):
+            if not outside.isdisjoint(block):
                 index = index[np.all([codes[j] >= 0 for j in block], axis=0)]
-            parts.append(weight * np.bincount(index, minlength=size))
+            parts.append(weight * np.bincount(index, minlength=size).astype(np.float64))
         return np.concatenate(parts)
 
     def split(self, answer: Array) -> list[Array]:

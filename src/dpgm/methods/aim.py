@@ -23,6 +23,7 @@ from dpgm.methods.graphical import (
     CliqueModel,
     Measured,
     cliques_of,
+    components,
     draw_cells,
     estimate,
     first_round,
@@ -224,8 +225,15 @@ def _affordable(
     cells: Sequence[Cells], workload: Sequence[Block], measured: Sequence[Measured], largest: float
 ) -> list[Block]:
     """Blocks of the workload with which the model stays small; the smallest one at least."""
-    sizes, before = [c.count for c in cells], [m.block for m in measured]
-    found = {b: model_cells(sizes, [*before, b]) for b in workload}
+    sizes, parts = [c.count for c in cells], components([m.block for m in measured])
+    alone = [model_cells(sizes, part) for part in parts]
+    columns = [{j for block in part for j in block} for part in parts]
+    found: dict[Block, int] = {}
+    for b in workload:  # only the parts that it would join change
+        joined = [not mine.isdisjoint(b) for mine in columns]
+        together = [block for part, is_in in zip(parts, joined, strict=True) if is_in for block in part]
+        rest = sum(size for size, is_in in zip(alone, joined, strict=True) if not is_in)
+        found[b] = rest + model_cells(sizes, [*together, b])
     return [b for b, size in found.items() if size <= largest] or [min(found, key=lambda b: found[b])]
 
 

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -78,6 +78,15 @@ def cliques_of(model: Any) -> list[Clique]:
     return found
 
 
+def components(blocks: Sequence[Block]) -> list[list[Block]]:
+    """The blocks in parts that share no column."""
+    parts: list[list[Block]] = []
+    for b in blocks:
+        joined = [p for p in parts if any(not set(b).isdisjoint(other) for other in p)]
+        parts = [*(p for p in parts if p not in joined), [*(block for p in joined for block in p), b]]
+    return parts
+
+
 def model_cells(sizes: Sequence[int], blocks: Sequence[Block]) -> int:
     """Numbers that a model of these blocks holds: cells of the cliques that eliminating columns greedily makes."""
     near: dict[int, set[int]] = {j: {j} for b in blocks for j in b}
@@ -87,7 +96,7 @@ def model_cells(sizes: Sequence[int], blocks: Sequence[Block]) -> int:
     cost, cliques = {j: math.prod(sizes[k] for k in v) for j, v in near.items()}, list[set[int]]()
     total = 0
     while near:
-        first = min(cost, key=lambda j: cost[j])
+        first = min(cost, key=cost.__getitem__)
         clique = near.pop(first)
         if not any(clique <= c for c in cliques):
             cliques.append(clique)
@@ -174,7 +183,7 @@ class CliqueModel(TableModel):
 
 
 @contextmanager
-def _quickly_compiled() -> Iterator[None]:
+def _quickly_compiled() -> Generator[None]:
     """Every model is a new program that runs for seconds, so optimising it takes longer than it saves."""
     config = importlib.import_module("jax").config
     before = config.read("jax_disable_most_optimizations")
