@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import os
@@ -173,7 +174,13 @@ def test_flags_that_someone_has_set_count_more(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(2):
         graphical.load()
         assert os.environ["XLA_FLAGS"].split() == ["--xla_cpu_use_fusion_emitters=false", theirs]  # the last one counts
+    config = importlib.import_module("jax").config
+    with graphical._quickly_compiled():
+        assert config.read("jax_disable_most_optimizations")
+    assert not config.read("jax_disable_most_optimizations"), "other programs of the process keep their own"
     monkeypatch.setenv("XLA_FLAGS", theirs)
     monkeypatch.setattr(graphical, "version", lambda name: "0.99.0")
     graphical.load()
     assert os.environ["XLA_FLAGS"] == theirs, "a flag that a version does not know ends the process"
+    with graphical._quickly_compiled():
+        assert not config.read("jax_disable_most_optimizations")
