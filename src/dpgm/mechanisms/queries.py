@@ -21,7 +21,7 @@ from dpgm.schema import Rows
 BLOCK = 1000
 """Rows in one partial sum: large enough to be fast, small enough for feature maps of some 10,000 numbers."""
 
-_NUMBERS, LEAST = 4_000_000, 100
+_NUMBERS, LEAST = 2_000_000, 100
 """Numbers in a block of vectors, about; rows in it, at least."""
 _PLAIN = (1e-100, 1e100)
 """Bounds for which squares in float64 neither overflow unseen nor vanish where they count."""
