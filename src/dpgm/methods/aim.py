@@ -38,6 +38,8 @@ from dpgm.schema import SchemaError, TableSchema
 
 _LOUD = math.sqrt(2 / math.pi)
 """Mean of |N(0, 1)|: what noise of standard deviation 1 adds to the error of a cell."""
+_GAIN = 0.1
+"""Share of the loss that fifty more steps must take away between rounds."""
 _DRAWS = 100_000
 """Records that the model so far is looked at by."""
 
@@ -67,18 +69,18 @@ class AIM(Method):
         cells: cells that a numeric column is joined to, about.
         largest: numbers that the graphical model may hold, about.
         steps: steps of the last estimation (free).
-        round_steps: steps of the estimations in between.
+        round_steps: steps of each estimation in between, at most.
     """
 
     rounds: int = 0
-    together: int = 3
+    together: int = 4
     units: int = 4
     first: float = 0.1
     choice: float = 0.1
     cells: AtLeast1 = 24
     largest: int = 500_000
     steps: int = 1000
-    round_steps: int = 100
+    round_steps: int = 1000
 
     name: ClassVar[str] = "aim"
     takes: ClassVar[tuple[type[Any], ...]] = (TableSchema,)
@@ -157,13 +159,14 @@ class AIM(Method):
         overlap = [sum(len(set(b) & set(w)) for w in workload) for b in workload]
         weight = {b: w / max(overlap) for b, w in zip(workload, overlap, strict=True)}
         n = max(1.0, float(np.median([m.counts.sum() for m in measured[: len(cells)]])))
-        model, take = estimate(cells, measured, steps=self.round_steps), 1
+        model, take = estimate(cells, measured, steps=self.round_steps, gain=_GAIN), 1
         while rounds_left > 0 and units_left > 0:
             drawn = draw_cells(cliques_of(model), _DRAWS, rng)
             expected = {b: n / _DRAWS * _count(drawn, cells, b) for b in workload}
             fresh: list[Measured] = []
             while rounds_left > 0 and units_left > 0 and len(fresh) < self.together:
-                take = units_left if rounds_left == 1 or units_left < 2 * take else take
+                take = max(take, units_left // rounds_left)  # rounds are limited: the last one is not to take most
+                take = units_left if units_left < 2 * take else take
                 noise = unit.noise_std / math.sqrt(take)
                 open_ = [b for b in workload if b not in {m.block for m in fresh}]
                 used = 1 - (units_left - take) / units
@@ -189,8 +192,10 @@ class AIM(Method):
                 }
                 yield Note(stage="release", step=2 + done, total=rounds + 1, state=state)
                 fresh.append(_measured(self, schema, state, plan.details)[1][-1])
+            if rounds_left == 0 or units_left == 0:
+                break
             measured += fresh
-            model = estimate(cells, measured, steps=self.round_steps, start=model)
+            model = estimate(cells, measured, steps=self.round_steps, gain=_GAIN, start=model)
             if all(_change(model, expected[m.block], m.block) <= _LOUD * m.std * m.counts.size for m in fresh):
                 take *= 4  # nothing but noise was learnt: fewer, better measurements
         return state

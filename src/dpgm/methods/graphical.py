@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +26,8 @@ _FRESH = 8
 _estimations = itertools.count(1)
 _QUICK, _PLAINLY = "--xla_cpu_use_fusion_emitters=false", "jax_disable_most_optimizations"
 """Flags of XLA and of JAX with which programs compile three to five times as fast."""
+_BOLD = 100.0
+"""Times the step that the bound on curvature allows: bounds of large cliques are far off, and a line search follows."""
 Block = tuple[int, ...]
 Clique = tuple[Block, NDArray[np.float64]]
 """Columns by position, and the share of each of their products of cells, an axis a column."""
@@ -52,15 +54,36 @@ def first_round(schema: TableSchema, one: NDArray[np.float64], std: float, most:
     return cells, measured
 
 
-def estimate(cells: Sequence[Cells], measured: Sequence[Measured], *, steps: int, start: Any = None) -> Any:
-    """The graphical model of greatest entropy near the measured marginals, as the package has it; `start` warms up."""
+def estimate(
+    cells: Sequence[Cells], measured: Sequence[Measured], *, steps: int, gain: float = 0, start: Any = None
+) -> Any:
+    """The graphical model of greatest entropy near the measured marginals, as the package has it.
+
+    Args:
+        cells: cells of each column.
+        measured: noisy marginals.
+        steps: of mirror descent, at most.
+        gain: share of the loss that fifty steps must take away for more to follow; 0 takes all steps.
+        start: a model to begin with.
+    """
     mbi = load()
     if next(_estimations) % _FRESH == 0:  # each shape has its programs, and they pile up until no memory maps are left
         importlib.import_module("jax").clear_caches()
     domain = mbi.Domain([str(j) for j in range(len(cells))], [c.count for c in cells])
+    middle = float(np.median([m.std for m in measured]))
+    stages = [(0.0, steps)] if start is not None else [(middle, steps // 4), (0.3 * middle, steps // 4), (0.0, steps)]
+    descent = mbi.estimation.MirrorDescent()
     with _quickly_compiled():
-        given = [mbi.LinearMeasurement(m.counts.ravel(), tuple(map(str, m.block)), stddev=m.std) for m in measured]
-        return mbi.estimation.MirrorDescent().estimate(domain, given, iters=steps, warm_start=start)
+        for least, most in stages:  # very exact marginals beside noisy ones make a long valley: descend into it slowly
+            given = [
+                mbi.LinearMeasurement(m.counts.ravel(), tuple(map(str, m.block)), stddev=max(m.std, least))
+                for m in measured
+            ]
+            total = mbi.estimation.minimum_variance_unbiased_total(given)
+            loss = mbi.marginal_loss.from_linear_measurements(given, domain)
+            bold = replace(loss, lipschitz=loss.lipschitz / _BOLD)
+            start = descent.estimate(domain, bold, total, iters=most, tol=gain or None, warm_start=start)
+    return start
 
 
 def cliques_of(model: Any) -> list[Clique]:
