@@ -107,6 +107,40 @@ def test_a_crash_between_rounds_spends_nothing_twice(tmp_path: Path) -> None:
     assert np.array_equal(done.tensors["answer0"], states[-1]["answer0"])
 
 
+@needs_mbi
+def test_every_round_gets_about_as_many_units_as_are_left_for_it() -> None:
+    many = AIM(rounds=4, together=2, units=8, cells=4, round_steps=100)
+    plan = many.plan(SCHEMA, relation=Relation.ADD_REMOVE, budget=Budget(epsilon=50.0, delta=1e-5))
+    with Ledger(None, relation=plan.relation, cap=plan.budget) as book:
+        made = privatise(many, open_curator(book, 30_000), plan, seed=0)
+    assert made.tensors["units"].tolist() == [8, 8, 8, 8]
+
+
+@needs_mbi
+def test_a_bold_first_step_comes_much_nearer_to_exact_marginals_beside_noisy_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    n, k = 50_000, 8
+    cause = rng.normal(size=n)
+    data = [np.clip(((cause + rng.normal(size=n)) * 1.4 + 4).astype(int), 0, k - 1) for _ in range(4)]
+    cells = [Cells(edges=tuple(range(k + 1)))] * 4
+    measured: list[Measured] = []
+    for block, std in [*(((j,), 1.0) for j in range(4)), ((0, 1, 2), 8.0), ((1, 2, 3), 8.0), ((0, 3), 8.0)]:
+        counts = np.zeros([k] * len(block))
+        np.add.at(counts, tuple(data[j] for j in block), 1)
+        measured.append(Measured(block=block, counts=counts + std * rng.normal(size=counts.shape), std=std))
+
+    def worst() -> float:
+        model = estimate(cells, measured, steps=100)
+        found = [np.asarray(model.project(tuple(map(str, m.block))).datavector()) for m in measured]
+        return max(float(np.abs(f - m.counts.ravel()).mean()) / m.std for f, m in zip(found, measured, strict=True))
+
+    bold = worst()
+    monkeypatch.setattr(graphical, "_BOLD", 1.0)
+    assert bold < 100 < 1000 < worst()  # measured: 32 and 1,300 standard deviations
+
+
 def test_records_drawn_along_a_junction_tree_have_its_marginals() -> None:
     rng = np.random.default_rng(0)
     joint = rng.random((3, 2, 4, 2)) ** 3
