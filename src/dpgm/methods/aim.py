@@ -57,8 +57,9 @@ class AIM(Method):
     **Guarantee**: Gaussian releases (docs/proofs/marginals.md) and exponential choices (docs/proofs/exponential.md).
     **Source**: McKenna, Mullins, Sheldon and Miklau 2022.
     **Differs from the paper**: choices all have the same strength; their number is limited in advance; several are made
-    before the model is fitted again; a measurement takes an even share of the units that are left, or more; the workload is all pairs and all pairs with the label; cells are joined as in
-    `slicing`; prices compose as Gaussians where that is less than by zCDP.
+    before the model is fitted again; a measurement takes an even share of the units that are left, or more; the
+    workload is all pairs and all pairs with the label; cells are joined as in `slicing`; prices compose as Gaussians
+    where that is less than by zCDP.
 
     Attributes:
         rounds: choices at most; 0 takes twice the number of columns, at most 40.
