@@ -221,6 +221,8 @@ def _numbers(series: Any, column: Column, marks: tuple[str, ...]) -> NDArray[np.
     if column.kind in ("integer", "number") and pd.api.types.is_numeric_dtype(series.dtype):
         x = series.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
         return _settled(x, np.isnan(x) | np.isin(x, _as_numbers(marks)), column)
+    codes, first = _distinct(series[~missing])
+    series = series[~missing][first]
     texts = series.astype(str).str.strip()
     plain = tuple(map(_plain, column.values))
     if column.kind != "category" or len(set(plain)) == len(plain):  # else 1 and 1.0 are declared to differ
@@ -228,21 +230,27 @@ def _numbers(series: Any, column: Column, marks: tuple[str, ...]) -> NDArray[np.
     else:
         plain = column.values
     if column.kind == "category":
-        x = texts.map({v: i for i, v in enumerate(plain)}).to_numpy(dtype=np.float64, copy=True)
-        unknown = np.isnan(x) & ~missing & ~texts.isin(marks).to_numpy()
-        if unknown.any() and not column.missing:
+        found = texts.map({v: i for i, v in enumerate(plain)}).to_numpy(dtype=np.float64, copy=True)
+        if not column.missing and (np.isnan(found) & ~texts.isin(marks).to_numpy()).any():
             raise DataError(
                 f"column '{column.name}' holds texts that are not among its declared values; add them to the schema, "
                 'or declare "missing": true to count them as missing'
             )
-        missing = np.isnan(x)
     else:
-        missing = missing | texts.isin(marks).to_numpy()
-        x = np.full(len(texts), np.nan)
-        x[~missing] = _parse(texts[~missing], series[~missing], column)
+        known = ~texts.isin(marks).to_numpy()
+        found = np.full(len(texts), np.nan)
+        found[known] = _parse(texts[known], series[known], column)
         if column.kind in ("integer", "number"):
-            missing = missing | np.isin(x, _as_numbers(marks))
-    return _settled(x, missing, column)
+            found[np.isin(found, _as_numbers(marks))] = np.nan
+    x = np.full(len(missing), np.nan)
+    x[~missing] = found[codes]
+    return _settled(x, np.isnan(x), column)
+
+
+def _distinct(series: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Which distinct text each value has [n], and where each stands first: few texts are read for many records."""
+    texts = series.astype(str)
+    return pandas_().factorize(texts)[0], ~texts.duplicated().to_numpy()
 
 
 def _plain(text: str) -> str:
