@@ -216,6 +216,9 @@ def test_a_value_means_the_same_whoever_joins(fields: dict, values: list, joins:
     alone = to_numbers(pd.DataFrame({"x": values}), schema)
     among = to_numbers(pd.DataFrame({"x": [*values, joins]}), schema)
     assert np.array_equal(alone, among[:-1], equal_nan=True)
+    again = to_numbers(pd.DataFrame({"x": [*values, joins, *reversed(values), joins]}), schema)
+    order = [*range(len(among)), *reversed(range(len(values))), len(values)]
+    assert np.array_equal(again, among[order], equal_nan=True), "distinct values are read once"
     assert not np.isnan(alone[0]) or values[0] == -1
     if -1 in values and "-1" not in fields.get("values", ()):  # a mark counts as number and as text
         assert np.isnan(alone[values.index(-1)])
