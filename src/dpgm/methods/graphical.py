@@ -62,7 +62,7 @@ def estimate(
     Args:
         cells: cells of each column.
         measured: noisy marginals.
-        steps: of mirror descent, at most.
+        steps: of mirror descent, at most; half as many come before where there is no start.
         gain: share of the loss that fifty steps must take away for more to follow; 0 takes all steps.
         start: a model to begin with.
     """
