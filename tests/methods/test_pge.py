@@ -14,7 +14,7 @@ from dpgm.mechanisms.cells import CellKNorm
 from dpgm.mechanisms.noise import Gaussian
 from dpgm.mechanisms.scatter import MatrixLaplace
 from dpgm.methods.base import Note, privatise
-from dpgm.methods.field import Frame
+from dpgm.methods.field import Frame, shared
 from dpgm.methods.laws import shrink_covariance, shrink_means
 from dpgm.methods.pge import PGE
 from dpgm.privacy.curator import Curator
@@ -274,3 +274,32 @@ def test_scattering_needs_a_picture():
 def test_samples_of_wavelet_moduli_teach_a_classifier(digits):
     model = model_of(PGE(components=1, features="scattering", block=6, directions=30), digits)
     assert accuracy(model.sample(800, seed=0), digits) > 0.82
+
+
+def test_copies_share_a_point_and_not_a_picture(digits):
+    model = model_of(PGE(components=1, block=6, temperature=2.0, wobble=0.5, copies=4), digits)
+    labels = np.arange(60) % 3
+    drawn, draw = [], model.draw
+    model.draw = lambda labels, rng: drawn.append(len(labels)) or draw(labels, rng)
+    images = model.sample(60, labels=labels, seed=0).images
+    assert drawn == [15]
+    assert len(np.unique(images.reshape(60, -1), axis=0)) == 60
+    flat = images.reshape(60, -1).astype(float)
+    of_one_class = flat[labels == 0]
+    copies = np.linalg.norm(of_one_class[:15] - of_one_class[5:], axis=1)  # the same point, five samples later
+    others = np.linalg.norm(of_one_class[:16] - of_one_class[4:], axis=1)
+    assert np.median(copies) < 0.7 * np.median(others)
+
+
+def test_points_are_shared_evenly():
+    drawn, of = shared(np.array([2, 0, 2, 2, 0, 2, 2]), 2)
+    np.testing.assert_array_equal(drawn[of], [2, 0, 2, 2, 0, 2, 2])
+    np.testing.assert_array_equal(np.bincount(of), [2, 2, 2, 1])
+    np.testing.assert_array_equal(of, [1, 0, 2, 3, 0, 1, 2])
+    np.testing.assert_array_equal(shared(np.array([1, 0, 1]), 1)[0][shared(np.array([1, 0, 1]), 1)[1]], [1, 0, 1])
+
+
+@pytest.mark.parametrize("wrong", [{"wobble": 0.0}, {"privacy": "dp-sgd", "picture": "strokes"}, {}])
+def test_copies_of_one_picture_are_refused(wrong):
+    with pytest.raises(SchemaError, match="copies is 2"):
+        PGE(copies=2, **wrong)

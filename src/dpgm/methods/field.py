@@ -23,6 +23,8 @@ from dpgm.samplers import Kernel, hmc, run, tune_step_size
 
 SECOND_WEIGHT, COUNT_WEIGHT = 3.0, 0.3
 COUNT_SHARE = 0.1
+_PART = 10_000
+"""Pictures that are finished at a time: bounded memory, however many there are."""
 _RADIUS = {"means": 10.0, "spreads": 7.0, "cells": 5.6}
 
 
@@ -178,13 +180,21 @@ class FieldModel(Model):
         coordinates: of images.
         look: kind of picture.
         rounds: rounds of dynamics, and leapfrog steps in each.
+        copies: samples that share a drawn point, each moved by a chance of its own.
     """
 
     def __init__(
-        self, release: Release, tensors: Tensors, coordinates: Coordinates, look: Appearance, rounds: tuple[int, int]
+        self,
+        release: Release,
+        tensors: Tensors,
+        coordinates: Coordinates,
+        look: Appearance,
+        rounds: tuple[int, int],
+        *,
+        copies: int = 1,
     ) -> None:
         super().__init__(release)
-        self._tensors, self._coordinates, self._look = tensors, coordinates, look
+        self._tensors, self._coordinates, self._look, self._copies = tensors, coordinates, look, copies
         self._rounds, self._n_leapfrog = rounds
         weights = part(tensors, "refiner.")
         self._refiner = refiner_from(weights, coordinates.channels) if weights else None
@@ -208,11 +218,13 @@ class FieldModel(Model):
         return Frame(*parts, temperature=self._look.temperature, dtype=torch.float32)
 
     def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
-        z = self.draw(labels, rng)
+        drawn, of = shared(labels, self._copies)
+        z = self.draw(drawn, rng)
         x = self.picture(z)
         if self._refiner is not None:
             x = self._refiner.refined(x)
-        return Batch(images=self.finish(x, z, rng), labels=labels)
+        images = [self.finish(x[i], z[i], rng) for i in np.split(of, range(_PART, len(of), _PART))]
+        return Batch(images=np.concatenate(images), labels=labels)
 
     def draw(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Array:
         """Coordinates [n, dim] of new samples."""
@@ -242,6 +254,21 @@ class FieldModel(Model):
         """The exact denoiser of `picture`, of the laws as they were released or, if hot, as they are drawn from."""
         laws = (self._tensors[name] for name in ("weights", "means", "factors"))
         return MixtureDenoiser(self._coordinates, *laws, temperature=self._look.temperature if hot else 1.0)
+
+
+def shared(labels: NDArray[np.int64], copies: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which points to draw so that `copies` samples share each: their labels [m], and the point of every sample [n].
+
+    Samples of one point stand as far apart as they can: the first n / copies of a class all differ.
+    """
+    drawn, of, m = [], np.empty(len(labels), np.int64), 0
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        points = -(-len(mine) // copies)
+        of[mine] = m + np.arange(len(mine)) % points
+        drawn.append(np.full(points, label))
+        m += points
+    return np.concatenate(drawn), of
 
 
 class Frame:

@@ -90,6 +90,8 @@ class PGE(Method):
         temperature: factor on the covariances in sampling; above 1 samples vary more than the records, which teaches
             classifiers their borders. None follows `picture`.
         wobble: strength of the random distortion of finished pictures, 0 or more; None follows `picture`.
+        copies: samples that share one drawn point, each with a wobble of its own: with "scattering" finding the picture
+            of a point is most of the work, and classifiers learn from another wobble, too. Above 1 it needs a wobble.
         rounds: rounds of Hamiltonian dynamics, each ended by a Metropolis step; chains start at draws of the law.
         n_leapfrog: leapfrog steps in a round.
         refine: steps of a small net that sharpens drawn pictures; it learns from made-up ones what the kept frequencies
@@ -106,6 +108,7 @@ class PGE(Method):
     block: int | None = None
     temperature: float | None = None
     wobble: float | None = None
+    copies: AtLeast1 = 1
     rounds: int = 4
     n_leapfrog: int = 6
     refine: int = 0
@@ -115,13 +118,18 @@ class PGE(Method):
     name: ClassVar[str] = "pge"
     sources: ClassVar[tuple[Source, ...]] = (SOURCE,)
     free: ClassVar[frozenset[str]] = frozenset(
-        {"temperature", "wobble", "rounds", "n_leapfrog", "refine", "denoising", "published"}
+        {"temperature", "wobble", "copies", "rounds", "n_leapfrog", "refine", "denoising", "published"}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.refine and self.privacy != "one-shot":
             raise SchemaError(f"refine is {self.refine}, but privacy is '{self.privacy}'; only 'one-shot' is refined")
+        if self.copies > 1 and (self.privacy != "one-shot" or not self._appearance().wobble):
+            raise SchemaError(
+                f"copies is {self.copies}, with privacy '{self.privacy}' and wobble {self._appearance().wobble}; more than "
+                "one needs 'one-shot' and a wobble above 0, for copies would be the same picture: take wobble=0.4"
+            )
         if self.features == "scattering" and (self.refine or self.privacy != "one-shot"):
             raise SchemaError(
                 f"features is 'scattering', with refine {self.refine} and privacy '{self.privacy}'; its pictures have "
@@ -290,14 +298,18 @@ class PGE(Method):
         return replace(self, privacy="one-shot")
 
     def _field(self, release: Release, tensors: Tensors) -> FieldModel:
+        coordinates = self.coordinates(release.schema, int(release.details["block"]))
+        rounds = (self.rounds, self.n_leapfrog)
+        return FieldModel(release, tensors, coordinates, self._appearance(), rounds, copies=self.copies)
+
+    def _appearance(self) -> Appearance:
+        """The kind of picture, with this method's own temperature and wobble."""
         look = _LOOKS[self.picture]
-        look = replace(
+        return replace(
             look,
             temperature=look.temperature if self.temperature is None else self.temperature,
             wobble=look.wobble if self.wobble is None else self.wobble,
         )
-        coordinates = self.coordinates(release.schema, int(release.details["block"]))
-        return FieldModel(release, tensors, coordinates, look, (self.rounds, self.n_leapfrog))
 
     def _check(self) -> None:
         if self.components is not None and self.components < 1:
