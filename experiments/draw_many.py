@@ -1,10 +1,10 @@
 """One release, ever more samples: the rows of full_size.toml with 240,000 synthetic records in place of 60,000.
 
-python experiments/draw_many.py run --data-dir DATA --out FOLDER   # goes on where it stopped; experiments/draw_many.jsonl
-python experiments/draw_many.py show > experiments/draw_many.md    # the runs that are there, as Markdown
+python experiments/draw_many.py run --data-dir DATA --out RUNS   # goes on where it stopped
+python experiments/draw_many.py show > experiments/draw_many.md  # the runs that are there, as Markdown
 
-Each run is `dpgm run` with the options of its row, noise included, and one look at the test part. The protocol's CNN makes
-5 epochs, as many steps as 20 on 60,000: what is gained comes of other samples, not of longer training.
+Each run is `dpgm run` with the options of its row, noise included, and one look at the test part. The protocol's CNN
+makes 5 epochs, as many steps as 20 on 60,000: what is gained comes of other samples, not of longer training.
 """
 
 from __future__ import annotations

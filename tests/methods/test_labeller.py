@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 
 from dpgm.artefact import load_model, load_samples, save_samples
 from dpgm.cli import BAD_INPUT, OK, REFUSED, main
+from dpgm.methods import labeller as labeller_module
 from dpgm.methods.base import Note, Release, Resume, privatise
 from dpgm.methods.embedding import DPMERF
 from dpgm.methods.labelled import Labelled
@@ -67,6 +68,26 @@ def test_the_plan_spends_the_budget_and_no_more():
         Labeller().plan(schema(60_000), relation=Relation.REPLACE, budget=BUDGET)
     with pytest.raises(SchemaError, match="declared number"):
         Labeller().plan(schema(None), relation=Relation.ADD_REMOVE, budget=BUDGET)
+
+
+@pytest.mark.parametrize(("epsilon", "rate", "dim"), [(1.0, 0.05, 1500), (10.0, 0.2, 3000)])
+def test_little_noise_lets_it_look_at_more(epsilon, rate, dim):
+    budget = Budget(epsilon=epsilon, delta=1e-5)
+    plan = Labeller().plan(schema(60_000), relation=Relation.ADD_REMOVE, budget=budget)
+    mechanism: Any = plan.items[0][0]
+    assert (mechanism.rate, plan.details["dim"]) == (rate, dim)
+    own = Labeller(rate=0.1, dim=70).plan(schema(60_000), relation=Relation.ADD_REMOVE, budget=budget)
+    mechanism = own.items[0][0]
+    assert (mechanism.rate, own.details["dim"]) == (0.1, 70)
+
+
+def test_features_are_made_once_however_many_are_asked_for(digits, monkeypatch):
+    monkeypatch.setattr("dpgm.methods.labeller._made", {})
+    method = dataclasses.replace(SMALL, dim=5000, steps=2)
+    tensors, _, _ = run(method, open_curator(digits))
+    assert tensors["weight"].shape == (10, 144)  # there are no more
+    assert method.trained(schema(), tensors).features.dim == 144
+    assert len(labeller_module._made) == 1
 
 
 def test_it_reads_digits_that_it_has_not_seen(digits):

@@ -277,7 +277,7 @@ def test_samples_of_wavelet_moduli_teach_a_classifier(digits):
 
 
 def test_copies_share_a_point_and_not_a_picture(digits):
-    model = model_of(PGE(components=1, block=6, temperature=2.0, wobble=0.5, copies=4), digits)
+    model: Any = model_of(PGE(components=1, block=6, temperature=2.0, wobble=0.5, copies=4), digits)
     labels = np.arange(60) % 3
     drawn, draw = [], model.draw
     model.draw = lambda labels, rng: drawn.append(len(labels)) or draw(labels, rng)

@@ -94,7 +94,7 @@ class Labelled(Method):
                 "generator": dict(plan.details),
                 "generator_epsilon": rest,
                 "labeller_epsilon": its,
-                "labeller_noise_multiplier": labels.details["noise_multiplier"],
+                "labeller": dict(labels.details),
             },
             seconds=plan.seconds + labels.seconds,
             memory_mb=max(plan.memory_mb, labels.memory_mb),
@@ -126,7 +126,7 @@ class Labelled(Method):
     def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
         """First the generator's talk, then the labeller's."""
         last = len(plan.items) - 1
-        details = cast("Mapping[str, Json]", plan.details["generator"])
+        details, its = (cast("Mapping[str, Json]", plan.details[who]) for who in ("generator", "labeller"))
         state = resume.state or {}
         if "labeller.done" in state or part(state, "released."):
             out = part(state, "released.")
@@ -139,7 +139,7 @@ class Labelled(Method):
             out = yield from prefixed(inner, "generator.", {})
             yield Note(stage="generator", step=1, total=1, state=with_prefix(out, "released."))
         talk = self.labeller.talk(
-            dataclasses.replace(plan, items=plan.items[last:], details={}),
+            dataclasses.replace(plan, items=plan.items[last:], details=its),
             rng=rng,
             resume=Resume(used={0: resume.used.get(last, 0)}, state=part(state, "labeller.") or None),
         )

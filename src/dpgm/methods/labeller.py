@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,6 +29,7 @@ from dpgm.methods.options import Above0
 from dpgm.nets.classifiers import to_unit
 from dpgm.nets.features import FeatureMap, Mixture, Scattering
 from dpgm.nets.whitened import Whitened
+from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Relation, Source
 from dpgm.privacy.mechanism import Json
 from dpgm.schema import ImageSchema, Schema, SchemaError
@@ -46,13 +47,15 @@ class Labeller(Method):
 
     Attributes:
         steps: number of gradients T.
-        rate: probability q of a record in each step, above 0 and at most 1.
+        rate: probability q of a record in each step, above 0 and at most 1; None takes 0.2 where mu of its own budget
+            is 1 or more, and 0.05 below, where larger batches cost more and bring nothing.
         clip_norm: bound C on a record's gradient.
         wander: the learning rate is chosen so that noise alone moves a logit by this standard deviation.
         top_lr: largest learning rate, in units of 1 / C.
         features: public features joined by +, as for `mepf`: scattering, rff, ntk, hermite, trained:FILE, file:WEIGHTS,
             torchvision:NAME.
-        dim: directions of the features that are kept.
+        dim: directions of the features that are kept, at most as many as there are; None takes 3,000 where mu of its
+            own budget is 1 or more, and 1,500 below, where further ones hold more noise than signal.
         pictures: procedural pictures that the features are whitened with.
     """
 
@@ -70,12 +73,12 @@ class Labeller(Method):
     generates: ClassVar[bool] = False
 
     steps: int = 300
-    rate: float = 0.05
+    rate: float | None = None
     clip_norm: Above0 = 0.1
     wander: float = 1.4
     top_lr: float = 60.0
     features: str = "scattering"
-    dim: int = 1500
+    dim: int | None = None
     pictures: int = 4000
 
     MOMENTUM: ClassVar[float] = 0.9
@@ -107,16 +110,18 @@ class Labeller(Method):
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The gradients with the smallest noise that the budget allows."""
-        if self.dim < 1 or self.pictures < 2:
+        if (self.dim is not None and self.dim < 1) or self.pictures < 2:
             raise SchemaError(f"dim is {self.dim}, pictures {self.pictures}; allowed are 1 or more, and 2 or more")
         if schema.n_classes < 2:
             raise SchemaError("the records have one class, which leaves a labeller nothing to tell; leave it out")
         found = public.recipes_of(self)
+        rate, dim = _FINE if budget.delta > 0 and accountant.gaussian_mu(budget) >= 1 else _COARSE
+        dim = dim if self.dim is None else self.dim
         plan = gradient_plan(
             schema,
             relation=relation,
             budget=budget,
-            rate=self.rate,
+            rate=rate if self.rate is None else self.rate,
             steps=self.steps,
             name="labeller-gradient",
             rests_on=tuple(
@@ -127,7 +132,12 @@ class Labeller(Method):
             ),
         )
         size = schema.size or 0
-        return dataclasses.replace(plan, seconds=60 + 1e-3 * size, memory_mb=1000 + 0.003 * size)
+        return dataclasses.replace(
+            plan,
+            details={**plan.details, "dim": dim},
+            seconds=60 + 6e-7 * size * dim,
+            memory_mb=1000 + 2e-6 * size * dim,
+        )
 
     def learning_rate(self, mechanism: PoissonGradient) -> float:
         """The rate lr with lr sqrt(3 T / 8) s C / (q n (1 - momentum)) = wander, at most top_lr / C.
@@ -144,7 +154,7 @@ class Labeller(Method):
         [(mechanism, calls)], schema = plan.items, plan.schema
         assert isinstance(mechanism, PoissonGradient)
         found = public.recipes_of(self)
-        encoder = TorchEncoder(module=self._whitened(schema, found))
+        encoder = TorchEncoder(module=self._whitened(schema, found, cast("int", plan.details["dim"])))
         check_encoder(encoder, schema)
         net = _linear(encoder.dim, schema.n_classes)
         task = ModuleGradient(
@@ -167,16 +177,18 @@ class Labeller(Method):
 
     def trained(self, schema: Schema, tensors: Tensors) -> TrainedLabeller:
         """The labeller whose release holds `tensors`."""
-        features = self._whitened(schema, public.unpack(self.features, tensors))
-        return TrainedLabeller(features, torch.from_numpy(tensors["weight"]))
+        weight = torch.from_numpy(tensors["weight"])
+        return TrainedLabeller(self._whitened(schema, public.unpack(self.features, tensors), weight.shape[1]), weight)
 
-    def _whitened(self, schema: ImageSchema, found: list[public.Recipe]) -> Whitened:
-        """The features for images of this shape; the last four are kept, for they take seconds to make."""
-        key = (schema.shape, self.dim, self.pictures, *((r.kind, r.fingerprint()) for r in found))
+    def _whitened(self, schema: ImageSchema, found: list[public.Recipe], dim: int) -> Whitened:
+        """At most `dim` features for images of this shape; the last four are kept, for they take seconds to make."""
+        base, options = _features(schema, found)
+        options |= {"dim": min(dim, base.dim, self.pictures - 1), "pictures": self.pictures}
+        key = (schema.shape, *options.items(), *((r.kind, r.fingerprint()) for r in found))
         if key not in _made:
             if len(_made) == _MOST:
                 _made.pop(next(iter(_made)))
-            _made[key] = _make(schema, found, self.dim, self.pictures)
+            _made[key] = Whitened(base, **options)
         return _made[key]
 
 
@@ -201,6 +213,8 @@ class TrainedLabeller:
         return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.weight)), np.float32)
 
 
+_FINE, _COARSE = (0.2, 3000), (0.05, 1500)
+"""Rate and directions where noise is small, and where it is not."""
 _made: dict[tuple[Any, ...], Whitened] = {}
 _MOST = 4
 _states: WeakKeyDictionary[FeatureMap, LocalState] = WeakKeyDictionary()
@@ -211,17 +225,16 @@ def _state(module: FeatureMap) -> LocalState:
     return _states.setdefault(module, LocalState())
 
 
-def _make(schema: ImageSchema, found: list[public.Recipe], dim: int, pictures: int) -> Whitened:
+def _features(schema: ImageSchema, found: list[public.Recipe]) -> tuple[FeatureMap, dict[str, Any]]:
+    """The features before they are whitened, and how they are."""
     size: dict[str, Any] = {"height": schema.height, "width": schema.width, "channels": schema.channels}
     if [recipe.kind for recipe in found] != ["scattering"]:
         several = Mixture(*(public.build(recipe, schema, public.Look()) for recipe in found))
-        dim = min(dim, several.dim, pictures - 1)
-        return Whitened(several, **size, groups=0, signed=True, dim=dim, pictures=pictures)
+        return several, {**size, "groups": 0, "signed": True}
     base = Scattering(**size)
     maps = base.dim // (base.grid[0] * base.grid[1])
     together = next(d for d in range(3, maps + 1) if maps % d == 0)  # channels standardised as one group
-    dim = min(dim, base.dim, pictures - 1)
-    return Whitened(base, **size, groups=maps // together, dim=dim, pictures=pictures)
+    return base, {**size, "groups": maps // together}
 
 
 def _cross_entropy(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:

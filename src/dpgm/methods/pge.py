@@ -127,8 +127,8 @@ class PGE(Method):
             raise SchemaError(f"refine is {self.refine}, but privacy is '{self.privacy}'; only 'one-shot' is refined")
         if self.copies > 1 and (self.privacy != "one-shot" or not self._appearance().wobble):
             raise SchemaError(
-                f"copies is {self.copies}, with privacy '{self.privacy}' and wobble {self._appearance().wobble}; more than "
-                "one needs 'one-shot' and a wobble above 0, for copies would be the same picture: take wobble=0.4"
+                f"copies is {self.copies}, with privacy '{self.privacy}' and wobble {self._appearance().wobble}; more "
+                "than one needs 'one-shot' and a wobble above 0, for copies would be one picture: take wobble=0.4"
             )
         if self.features == "scattering" and (self.refine or self.privacy != "one-shot"):
             raise SchemaError(
