@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dpgm.artefact import load_samples
+from dpgm.artefact import SAMPLES, load_samples
 from dpgm.data import open_data
 from dpgm.evaluation.bench.spec import Cell, read_spec
 from dpgm.evaluation.utility import EPOCHS, evaluate_images, summarise
@@ -49,25 +49,27 @@ def run(words: argparse.Namespace) -> None:
     for seed, epsilon, data, name in itertools.product(words.seeds, words.epsilon, words.data, words.rows):
         key = [data, name, epsilon, seed]
         if key not in done:
-            found = one(spec.words, Cell(row=rows[name], data=data, epsilon=epsilon, seed=seed), words)
+            cell = Cell(row=rows[name], data=data, epsilon=epsilon, seed=seed)
+            found = one(spec.words, cell, words)
             with words.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, **found}) + "\n")
+            (words.out / cell.id / SAMPLES).unlink()  # they take much room, and can be drawn again
             print(key, f"{found['accuracy']:.4f}", flush=True)
 
 
 def one(line: Any, cell: Cell, words: argparse.Namespace) -> dict[str, Any]:
-    """Release, draw and score one cell; its run folder stays, without its samples."""
+    """Release, draw and score one cell; a run that was finished before is only scored."""
     folder = words.out / cell.id
     command = line(cell, data_dir=words.data_dir, out=folder)
     command[command.index("--evaluate") + 1] = "False"
-    subprocess.run(["dpgm", *command, *ROWS[cell.row.name]], check=True)
+    if not (folder / SAMPLES).exists():
+        subprocess.run(["dpgm", *command, *ROWS[cell.row.name]], check=True)
     data, samples = open_data(cell.data, data_dir=words.data_dir), load_samples(folder)
     start = time.process_time()
     found = evaluate_images(
         samples, data.test(), schema=data.schema, seed=cell.seed, classifiers=("cnn",), epochs=EPOCHS // TIMES
     )
     trained = time.process_time() - start
-    (folder / "samples.npz").unlink()
     about = json.loads((folder / "run.json").read_text("utf-8"))
     return {
         "accuracy": found["accuracy"]["cnn_soft"],

@@ -291,6 +291,13 @@ def test_copies_share_a_point_and_not_a_picture(digits):
     assert np.median(copies) < 0.7 * np.median(others)
 
 
+def test_pictures_are_finished_part_by_part(digits, monkeypatch):
+    model = model_of(PGE(components=1, block=6), digits)
+    whole = model.sample(20, seed=0).images
+    monkeypatch.setattr("dpgm.methods.field._PART", 7)
+    np.testing.assert_array_equal(model.sample(20, seed=0).images, whole)
+
+
 def test_points_are_shared_evenly():
     drawn, of = shared(np.array([2, 0, 2, 2, 0, 2, 2]), 2)
     np.testing.assert_array_equal(drawn[of], [2, 0, 2, 2, 0, 2, 2])
