@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,9 @@ def _two_bars(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "method", [dpgm.DPMERF(dim=200, steps=150, lr=3e-3), dpgm.DPMEPF(steps=20)], ids=["merf", "mepf"]
+    "method",
+    [dpgm.DPMERF(dim=200, steps=150, lr=3e-3), dpgm.DPMEPF(steps=20), dpgm.DPMEPF(steps=20, ensemble=2)],
+    ids=["merf", "mepf", "ensemble"],
 )
 def test_what_is_drawn_looks_like_its_class(method: Method) -> None:
     x, y = _two_bars(2000)
@@ -205,6 +208,20 @@ def test_samples_of_one_release_may_vary_more_for_free() -> None:
 
     assert spread(4.0, 0.0) == pytest.approx(2 * spread(1.0, 0.0), rel=0.05)
     assert spread(1.0, 1.0) > 1.2 * spread(1.0, 0.0)
+
+
+def test_an_ensemble_of_one_release_is_free_and_comes_back_as_it_was(tmp_path: Path) -> None:
+    images, labels = _two_bars(200)
+    model = dpgm.fit(dpgm.DPMERF(dim=100, steps=3), images, labels, classes=("a", "b"), epsilon=1.0, delta=1e-5)
+    notes: list[int] = []
+    several = model.release.method.retrained(dpgm.DPMERF(dim=100, steps=3, ensemble=3))
+    release = dataclasses.replace(model.release, method=several)
+    trained = several.train(release, seed=0, on_note=lambda note: notes.append(note.step))
+    assert notes == list(range(1, 10))
+    assert trained.guarantee == model.guarantee
+    trained.save(tmp_path)
+    again = dpgm.load(tmp_path)
+    assert np.array_equal(again.sample(50, seed=1).images, trained.sample(50, seed=1).images)
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"movement": -1.0}, {"movement": math.inf}])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dpgm.nets.cosine import CosineMoments, MomentGenerator
-from dpgm.nets.generators import ConvGenerator, DenseGenerator, LabelledGenerator, one_hot
+from dpgm.nets.generators import ConvGenerator, DenseGenerator, Ensemble, LabelledGenerator, one_hot
 
 
 def conv(height: int, width: int, channels: int, seed: int = 0) -> LabelledGenerator:
@@ -79,3 +79,21 @@ def test_a_law_that_bends_begins_at_the_gaussian_one(size: tuple[int, int, int])
         torch.nn.init.ones_(net.outward.bias)
     bent = net.sample(torch.arange(6) % 3, rng=torch.Generator().manual_seed(2))
     assert (bent - drawn[1]).abs().max() > 0.05
+
+
+class _Shade(LabelledGenerator):
+    """Images whose every pixel says which net and which class they are of."""
+
+    def __init__(self, shade: float) -> None:
+        super().__init__(n_classes=3, latent=1)
+        self.shade = shade
+
+    def forward(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (self.shade + y.float())[:, None, None, None].expand(-1, 1, 2, 2)
+
+
+def test_an_ensemble_draws_from_all_its_nets_and_keeps_the_order_of_the_labels() -> None:
+    y = torch.arange(3).repeat(200)
+    shades = Ensemble([_Shade(0.25), _Shade(0.5)]).sample(y, rng=torch.Generator().manual_seed(0))[:, 0, 0, 0]
+    assert torch.equal(shades.floor().long(), y)
+    assert 250 < int((shades % 1 == 0.25).sum()) < 350

@@ -8,7 +8,7 @@ public number of records and no exact class count.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +24,7 @@ from dpgm.methods.encoder import TorchEncoder, check_encoder
 from dpgm.methods.options import AtLeast1
 from dpgm.nets.classifiers import to_bytes
 from dpgm.nets.features import FeatureMap, Mixture, RandomFourier
-from dpgm.nets.generators import DenseGenerator, LabelledGenerator
+from dpgm.nets.generators import DenseGenerator, Ensemble, LabelledGenerator
 from dpgm.nets.looks import check_sampling, move
 from dpgm.nets.matching import shrink, train_generator
 from dpgm.privacy import accountant
@@ -58,6 +58,8 @@ class Embedding(Method):
         temperature: variance of the latent vectors in sampling (free); above 1 samples vary more than the records,
             which pays beside a labeller.
         movement: small public shifts, turns and slants of drawn pictures (free); 0 for none, 1 suits strokes.
+        ensemble: generators that are trained on the release, each from a start of its own (free); each record comes
+            from one of them, so samples vary more.
     """
 
     count_weight: float = 0.2
@@ -69,8 +71,11 @@ class Embedding(Method):
     validation: float = 0.0
     temperature: float = 1.0
     movement: float = 0.0
+    ensemble: AtLeast1 = 1
 
-    free: ClassVar[frozenset[str]] = frozenset({"steps", "batch", "lr", "loss", "shrink", "temperature", "movement"})
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "batch", "lr", "loss", "shrink", "temperature", "movement", "ensemble"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,7 +132,7 @@ class Embedding(Method):
                 "noise_std": float(noise_std),
                 "noise_multiplier": float(noise_std / sensitivity),
             },
-            seconds=5e-8 * encoder.dim * ((schema.size or 0) + 3 * self.steps * self.batch),
+            seconds=5e-8 * encoder.dim * ((schema.size or 0) + 3 * self.ensemble * self.steps * self.batch),
             memory_mb=600 + 8e-6 * (encoder.dim * schema.n_classes * 3 + 1000 * encoder.dim * 3),
         )
 
@@ -150,30 +155,39 @@ class Embedding(Method):
             judge = _Judge(features, target, weights, seed)
             target, features = target[:, :-_JUDGES] / judge.weight, judge.others
             noise_std = noise_std / judge.weight
-        net = self.generator(schema, rng)
-        self.start(net, features, target, noise_std)
-        if self.shrink:
-            target = shrink(target, noise_std, features.sizes)
-        train_generator(
-            net,
-            features,
-            target,
-            weights,
-            steps=self.steps,
-            batch=max(self.batch, 2 * schema.n_classes),
-            lr=self.lr,
-            rng=rng,
-            loss=self.loss,
-            judge=judge,
-            on_step=reporter(on_note, "train", self.steps),
-        )
-        return GeneratorModel(release, net, temperature=self.temperature, movement=self.movement)
+        wanted = shrink(target, noise_std, features.sizes) if self.shrink else target
+        report = reporter(on_note, "train", self.ensemble * self.steps)
+        nets: list[LabelledGenerator] = []
+        for done in range(self.ensemble):
+            net = self.generator(schema, rng)
+            self.start(net, features, target, noise_std)
+            train_generator(
+                net,
+                features,
+                wanted,
+                weights,
+                steps=self.steps,
+                batch=max(self.batch, 2 * schema.n_classes),
+                lr=self.lr,
+                rng=rng,
+                loss=self.loss,
+                judge=judge,
+                on_step=lambda step, loss, done=done: report(done * self.steps + step, loss),
+            )
+            nets.append(net)
+        return self._model(release, nets)
 
     def restore(self, release: Release, tensors: Tensors) -> GeneratorModel:
         """The generator from its saved weights."""
-        net = self.generator(release.schema, torch.Generator().manual_seed(0))
-        net.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
-        return GeneratorModel(release, net.eval(), temperature=self.temperature, movement=self.movement)
+        rng = torch.Generator().manual_seed(0)
+        model = self._model(release, [self.generator(release.schema, rng) for _ in range(self.ensemble)])
+        model.net.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
+        model.net.eval()
+        return model
+
+    def _model(self, release: Release, nets: Sequence[LabelledGenerator]) -> GeneratorModel:
+        net = Ensemble(nets) if len(nets) > 1 else nets[0]
+        return GeneratorModel(release, net, temperature=self.temperature, movement=self.movement)
 
     def _means(self, release: Release) -> tuple[Tensor, Tensor, Tensor]:
         """Released class means [k, D], the standard deviation of their noise [k], and weights of the classes [k]."""

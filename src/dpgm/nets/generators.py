@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -52,6 +53,28 @@ class LabelledGenerator(nn.Module):
     def sample(self, y: Tensor, *, rng: torch.Generator, temperature: float = 1.0, batch: int = 500) -> Tensor:
         """Like `draw`, without gradients and in batches of bounded memory."""
         return torch.cat([self.draw(part, rng=rng, temperature=temperature) for part in y.split(batch)])
+
+
+class Ensemble(LabelledGenerator):
+    """Several generators of the same classes: each image comes from one of them, by chance.
+
+    Args:
+        nets: the generators, one or more.
+    """
+
+    def __init__(self, nets: Sequence[LabelledGenerator]) -> None:
+        super().__init__(nets[0].n_classes, nets[0].latent)
+        self.nets = nn.ModuleList(nets)
+
+    def draw(self, y: Tensor, *, rng: torch.Generator, temperature: float = 1.0) -> Tensor:
+        """Images `[b, c, h, w]` for the labels y, in their order."""
+        which = torch.randint(len(self.nets), (len(y),), generator=rng)
+        parts = [
+            net.draw(y[which == i], rng=rng, temperature=temperature)
+            for i, net in enumerate(self.nets)
+            if isinstance(net, LabelledGenerator)
+        ]
+        return torch.cat(parts)[torch.argsort(torch.argsort(which, stable=True))]
 
 
 class _Block(nn.Module):
