@@ -30,10 +30,12 @@ ROWS = {
     SCATTERING: (SCATTERING, ["--copies", "4"]),
     f"{SCATTERING}-16": (SCATTERING, ["--copies", "16"]),
     "mepf+labeller-soft": ("mepf+labeller-soft", []),
+    "mepf+labeller-soft-ensemble": ("mepf+labeller-soft", ["--ensemble", "4"]),
     "slicing+labeller-soft": ("slicing+labeller-soft", []),
     "dp2vae+labeller-soft": ("dp2vae+labeller-soft", []),
 }
-"""Rows of full_size.toml and options beside theirs: PGE makes 4 or 16 pictures of one drawn point."""
+"""Rows of full_size.toml and options beside theirs: PGE makes 4 or 16 pictures of one drawn point, one
+row of MEPF has four generators."""
 TARGETS = {
     ("fashion-mnist", SCATTERING): {0.2: 82, 1.0: 86.5, 10.0: 89},
     ("fashion-mnist", "mepf+labeller-soft"): {1.0: 86},
