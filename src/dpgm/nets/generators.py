@@ -56,7 +56,7 @@ class LabelledGenerator(nn.Module):
 
 
 class Ensemble(LabelledGenerator):
-    """Several generators of the same classes: each image comes from one of them, by chance.
+    """Several generators of the same classes: each makes its share of the images, which ones is chance.
 
     Args:
         nets: the generators, one or more.
@@ -68,7 +68,8 @@ class Ensemble(LabelledGenerator):
 
     def draw(self, y: Tensor, *, rng: torch.Generator, temperature: float = 1.0) -> Tensor:
         """Images `[b, c, h, w]` for the labels y, in their order."""
-        which = torch.randint(len(self.nets), (len(y),), generator=rng)
+        # Equal shares: convolutions keep what they set up for each size of batch, which by chance would be many.
+        which = torch.randperm(len(y), generator=rng) % len(self.nets)
         parts = [
             net.draw(y[which == i], rng=rng, temperature=temperature)
             for i, net in enumerate(self.nets)
