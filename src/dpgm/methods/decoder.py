@@ -152,11 +152,12 @@ class DecoderModel(Model):
 
     @torch.no_grad()
     def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
-        parts: list[NDArray[np.uint8]] = []
-        for y in np.array_split(labels, -(-len(labels) // 500)):
+        images = np.empty((len(labels), *self.schema.shape), np.uint8)
+        for at in np.array_split(np.arange(len(labels)), -(-len(labels) // 500)):
+            y = labels[at]
             z = self.laws.draw(y, self.looks.temperature, rng)
             z = z + self.looks.jitter * rng.normal(size=z.shape)  # what the decoder was trained with
             x = self.decoder(torch.from_numpy(z).float(), torch.from_numpy(y))
             x = move(sharpen(x, self.looks.sharpness), amount=self.looks.movement, rng=rng)
-            parts.append(to_bytes(x))
-        return Batch(images=np.concatenate(parts), labels=labels)
+            images[at] = to_bytes(x)
+        return Batch(images=images, labels=labels)

@@ -294,8 +294,8 @@ class GeneratorModel(Model):
 
     def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
         noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        parts = [np.zeros((0, *self.schema.shape), np.uint8)]
-        for y in torch.from_numpy(labels).split(500):
-            drawn = self.net.sample(y, rng=noise, temperature=self._temperature)
-            parts.append(to_bytes(move(drawn, amount=self._movement, rng=rng)))
-        return Batch(images=np.concatenate(parts), labels=labels)
+        images = np.empty((len(labels), *self.schema.shape), np.uint8)
+        for at in (slice(i, i + 500) for i in range(0, len(labels), 500)):
+            drawn = self.net.sample(torch.from_numpy(labels[at]), rng=noise, temperature=self._temperature)
+            images[at] = to_bytes(move(drawn, amount=self._movement, rng=rng))
+        return Batch(images=images, labels=labels)

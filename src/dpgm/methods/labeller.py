@@ -206,11 +206,10 @@ class TrainedLabeller:
     @torch.no_grad()
     def __call__(self, images: NDArray[np.uint8], *, batch: int = 500) -> NDArray[np.float32]:
         """Probabilities [n, k] of uint8 images [n, h, w, c]."""
-        parts = [
-            (self.features(to_unit(images[i : i + batch])) @ self.weight.T).softmax(1)
-            for i in range(0, len(images), batch)
-        ]
-        return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.weight)), np.float32)
+        odds = np.empty((len(images), len(self.weight)), np.float32)
+        for at in (slice(i, i + batch) for i in range(0, len(images), batch)):
+            odds[at] = (self.features(to_unit(images[at])) @ self.weight.T).softmax(1).numpy()
+        return odds
 
 
 _FINE, _COARSE = (0.2, 3000), (0.05, 1500)
