@@ -1,10 +1,10 @@
-"""One release, ever more samples: the rows of full_size.toml with 240,000 synthetic records in place of 60,000.
+"""One release, ever more samples: rows of full_size.toml with 240,000 or 400,000 synthetic records in place of 60,000.
 
 python experiments/draw_many.py run --data-dir DATA --out RUNS   # goes on where it stopped
 python experiments/draw_many.py show > experiments/draw_many.md  # the runs that are there, as Markdown
 
 Each run is `dpgm run` with the options of its row, noise included, and one look at the test part. The protocol's CNN
-makes 5 epochs, as many steps as 20 on 60,000: what is gained comes of other samples, not of longer training.
+makes 5 or 3 epochs, as many steps as 20 on 60,000: what is gained comes of other samples, not of longer training.
 """
 
 from __future__ import annotations
@@ -15,27 +15,37 @@ import itertools
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpgm.artefact import SAMPLES, load_samples
 from dpgm.data import open_data
 from dpgm.evaluation.bench.spec import Cell, read_spec
-from dpgm.evaluation.utility import EPOCHS, evaluate_images, summarise
+from dpgm.evaluation.utility import evaluate_images, summarise
 
 HERE = Path(__file__).parent
-FULL, TIMES = 60_000, 4
+
+
+class Row(NamedTuple):
+    """A row of full_size.toml, options beside its own, and how many samples the CNN sees how often."""
+
+    source: str
+    options: Sequence[str] = ()
+    samples: int = 240_000
+    epochs: int = 5
+
+
 SCATTERING = "pge-scattering+labeller-soft"
 ROWS = {
-    SCATTERING: (SCATTERING, ["--copies", "4"]),
-    f"{SCATTERING}-16": (SCATTERING, ["--copies", "16"]),
-    "mepf+labeller-soft": ("mepf+labeller-soft", []),
-    "mepf+labeller-soft-ensemble": ("mepf+labeller-soft", ["--ensemble", "4"]),
-    "slicing+labeller-soft": ("slicing+labeller-soft", []),
-    "dp2vae+labeller-soft": ("dp2vae+labeller-soft", []),
+    SCATTERING: Row(SCATTERING, ["--copies", "4"]),
+    f"{SCATTERING}-16": Row(SCATTERING, ["--copies", "16"]),
+    "mepf+labeller-soft": Row("mepf+labeller-soft"),
+    "mepf+labeller-soft-ensemble": Row("mepf+labeller-soft", ["--ensemble", "4"]),
+    "mepf+labeller-soft-ensemble-400k": Row("mepf+labeller-soft", ["--ensemble", "4"], samples=400_000, epochs=3),
+    "slicing+labeller-soft": Row("slicing+labeller-soft"),
+    "dp2vae+labeller-soft": Row("dp2vae+labeller-soft"),
 }
-"""Rows of full_size.toml and options beside theirs: PGE makes 4 or 16 pictures of one drawn point, one
-row of MEPF has four generators."""
 TARGETS = {
     ("fashion-mnist", SCATTERING): {0.2: 82, 1.0: 86.5, 10.0: 89},
     ("fashion-mnist", "mepf+labeller-soft"): {1.0: 86},
@@ -47,32 +57,33 @@ TARGETS = {
 
 
 def run(words: argparse.Namespace) -> None:
-    spec = dataclasses.replace(read_spec(HERE / "full_size.toml"), samples=TIMES * FULL)
+    spec = read_spec(HERE / "full_size.toml")
     rows = {row.name: row for row in spec.rows}
     done = [r["key"] for r in results(words.results)]
     for seed, epsilon, data, name in itertools.product(words.seeds, words.epsilon, words.data, words.rows):
         key = [data, name, epsilon, seed]
         if key not in done:
-            row, options = ROWS[name]
-            cell = Cell(row=dataclasses.replace(rows[row], name=name), data=data, epsilon=epsilon, seed=seed)
-            found = one(spec.words, cell, options, words)
+            row = ROWS[name]
+            line = dataclasses.replace(spec, samples=row.samples).words
+            cell = Cell(row=dataclasses.replace(rows[row.source], name=name), data=data, epsilon=epsilon, seed=seed)
+            found = one(line, cell, row, words)
             with words.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, **found}) + "\n")
             (words.out / cell.id / SAMPLES).unlink()  # they take much room, and can be drawn again
             print(key, f"{found['accuracy']:.4f}", flush=True)
 
 
-def one(line: Any, cell: Cell, options: list[str], words: argparse.Namespace) -> dict[str, Any]:
+def one(line: Any, cell: Cell, row: Row, words: argparse.Namespace) -> dict[str, Any]:
     """Release, draw and score one cell; a run that was finished before is only scored."""
     folder = words.out / cell.id
     command = line(cell, data_dir=words.data_dir, out=folder)
     command[command.index("--evaluate") + 1] = "False"
     if not (folder / SAMPLES).exists():
-        subprocess.run(["dpgm", *command, *options], check=True)
+        subprocess.run(["dpgm", *command, *row.options], check=True)
     data, samples = open_data(cell.data, data_dir=words.data_dir), load_samples(folder)
     start = time.process_time()
     found = evaluate_images(
-        samples, data.test(), schema=data.schema, seed=cell.seed, classifiers=("cnn",), epochs=EPOCHS // TIMES
+        samples, data.test(), schema=data.schema, seed=cell.seed, classifiers=("cnn",), epochs=row.epochs
     )
     trained = time.process_time() - start
     about = json.loads((folder / "run.json").read_text("utf-8"))
@@ -101,7 +112,7 @@ def show(words: argparse.Namespace) -> None:
         if not mine:
             continue
         values = [100 * r["accuracy"] for r in mine]
-        mean, target = summarise(values)["mean"], TARGETS.get((data, ROWS[name][0]), {}).get(epsilon)
+        mean, target = summarise(values)["mean"], TARGETS.get((data, ROWS[name].source), {}).get(epsilon)
         cells = [data, name, f"{epsilon:g}", f"{mean:.2f}", f"{len(mine)}: " + " ".join(f"{v:.2f}" for v in values)]
         cells += [target or "-", f"{mean - target:+.2f}" if target else "-"]
         cells += [f"{max(r[kind] for r in mine) / 60:.0f}" for kind in ("seconds", "cpu_seconds")]
