@@ -269,6 +269,13 @@ def test_other_options_are_free_after_the_release() -> None:
         method.retrained(Slicing(steps=7, components=9, triple=0.0))
 
 
+@pytest.mark.parametrize("options", [{"temperature": 2.0}, {"movement": 1.0}, {"ensemble": 2}])
+def test_options_of_images_are_refused_for_tables(options: dict[str, Any]) -> None:
+    with pytest.raises(SchemaError, match="images in mode 'aggregated'"):
+        Slicing(**options).plan(SCHEMA, relation=Relation.ADD_REMOVE, budget=BUDGET)
+    Slicing(**options).plan(IMAGES, relation=Relation.ADD_REMOVE, budget=BUDGET)
+
+
 def test_methods_for_images_refuse_tables() -> None:
     with pytest.raises(SchemaError, match=r"takes images.*tables.*--method slicing"):
         check_takes(DPMERF(), SCHEMA)
@@ -312,12 +319,12 @@ def test_joined_cells_keep_a_crowded_value_apart() -> None:
 
 def test_images_keep_the_contract() -> None:
     rows = images(IMAGES)(60, np.random.default_rng(0))
-    for mode, relation in (
-        ("aggregated", Relation.ADD_REMOVE),
-        ("full-rank", Relation.REPLACE),
-        ("paper", Relation.REPLACE),
+    for mode, relation, ensemble in (
+        ("aggregated", Relation.ADD_REMOVE, 2),
+        ("full-rank", Relation.REPLACE, 1),
+        ("paper", Relation.REPLACE, 1),
     ):
-        method = Slicing(mode=mode, steps=3, batch=12, width=4, slices=5)  # type: ignore[arg-type]
+        method = Slicing(mode=mode, steps=3, batch=12, width=4, slices=5, ensemble=ensemble)  # type: ignore[arg-type]
         check_method(method, IMAGES, rows, budget=BUDGET, relation=relation)
 
 

@@ -122,4 +122,5 @@ def embedding(method: Slicing) -> SlicedEmbedding:
         lr=method.lr or 1e-3,
         temperature=method.temperature,
         movement=method.movement,
+        ensemble=method.ensemble,
     )

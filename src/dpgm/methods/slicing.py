@@ -64,6 +64,8 @@ class Slicing(Method):
         width: row-wise modes: width of the generator.
         temperature: aggregated images: variance of the latent vectors in sampling; above 1 samples vary more.
         movement: aggregated images: small public shifts, turns and slants of drawn pictures; 1 suits strokes.
+        ensemble: aggregated images: generators that are trained on the release, each from a start of its own; each
+            record comes from one of them, so samples vary more.
     """
 
     mode: Literal["aggregated", "full-rank", "paper"] = "aggregated"
@@ -85,12 +87,13 @@ class Slicing(Method):
     width: AtLeast1 = 16
     temperature: float = 1.0
     movement: float = 0.0
+    ensemble: AtLeast1 = 1
 
     name: ClassVar[str] = "slicing"
     takes: ClassVar[tuple[type[Any], ...]] = (ImageSchema, TableSchema)
     sources: ClassVar[tuple[Source, ...]] = (SlicedProjection.source,)
     free: ClassVar[frozenset[str]] = frozenset(
-        {"components", "steps", "batch", "lr", "latent", "width", "loss", "temperature", "movement"}
+        {"components", "steps", "batch", "lr", "latent", "width", "loss", "temperature", "movement", "ensemble"}
     )
 
     def __post_init__(self) -> None:
@@ -107,8 +110,10 @@ class Slicing(Method):
         """Everything that will be asked, calibrated to the budget."""
         _check_columns(schema)
         pictures = isinstance(schema, ImageSchema) and self.mode == "aggregated"
-        if (self.temperature, self.movement) != (1, 0) and not pictures:
-            raise SchemaError("temperature and movement are of images in mode 'aggregated'; leave them out here")
+        if (self.temperature, self.movement, self.ensemble) != (1, 0, 1) and not pictures:
+            raise SchemaError(
+                "temperature, movement and ensemble are of images in mode 'aggregated'; leave them out here"
+            )
         if self.mode != "aggregated":
             return rowwise.plan(self, schema, relation=relation, budget=budget)
         if isinstance(schema, ImageSchema):
