@@ -94,6 +94,8 @@ class _Shade(LabelledGenerator):
 
 def test_an_ensemble_draws_from_all_its_nets_and_keeps_the_order_of_the_labels() -> None:
     y = torch.arange(3).repeat(200)
-    shades = Ensemble([_Shade(0.25), _Shade(0.5)]).sample(y, rng=torch.Generator().manual_seed(0))[:, 0, 0, 0]
+    net, rng = Ensemble([_Shade(0.25), _Shade(0.5)]), torch.Generator().manual_seed(0)
+    shades = net.sample(y, rng=rng)[:, 0, 0, 0]
     assert torch.equal(shades.floor().long(), y)
     assert int((shades % 1 == 0.25).sum()) == 300
+    assert {float(net.sample(y[:1], rng=rng)[0, 0, 0, 0]) for _ in range(20)} == {0.25, 0.5}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -69,12 +70,10 @@ class Ensemble(LabelledGenerator):
     def draw(self, y: Tensor, *, rng: torch.Generator, temperature: float = 1.0) -> Tensor:
         """Images `[b, c, h, w]` for the labels y, in their order."""
         # Equal shares: convolutions keep what they set up for each size of batch, which by chance would be many.
-        which = torch.randperm(len(y), generator=rng) % len(self.nets)
-        parts = [
-            net.draw(y[which == i], rng=rng, temperature=temperature)
-            for i, net in enumerate(self.nets)
-            if isinstance(net, LabelledGenerator)
-        ]
+        first = torch.randint(len(self.nets), (1,), generator=rng)  # so that single images come from all nets, too
+        which = (torch.randperm(len(y), generator=rng) + first) % len(self.nets)
+        nets = cast("list[LabelledGenerator]", list(self.nets))
+        parts = [net.draw(y[which == i], rng=rng, temperature=temperature) for i, net in enumerate(nets)]
         return torch.cat(parts)[torch.argsort(torch.argsort(which, stable=True))]
 
 
