@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from dpgm import artefact
+from dpgm.artefact import write_json
 from dpgm.cli import BAD_INPUT, COMMANDS, INTERRUPTED, OK, REFUSED, USAGE, main
+from dpgm.cli.options import printable
+from dpgm.evaluation.bench.spec import read_spec
 
 SMALL = ["--dim", "200", "--steps", "20", "--samples", "60"]
 
@@ -346,6 +349,45 @@ def test_a_bench_shows_its_cells_without_reading_a_row(
     assert "there is no method" in json.loads(capsys.readouterr().out)["cells"][0]["error"]
     assert main(["bench", str(path)]) == BAD_INPUT
     assert "give --out" in capsys.readouterr().err
+
+
+def test_a_bench_takes_over_what_is_known_from_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, known, out = tmp_path / "e.toml", tmp_path / "there.json", tmp_path / "out"
+    path.write_text("data = ['digits']\nseeds = 2\n[[row]]\nmethod = 'merf'\n[[row]]\nmethod = 'real'\n")
+    spec = read_spec(path)
+    numbers = dict.fromkeys(("score", "wall_seconds", "seconds", "cpu_seconds", "peak_memory_mb"), 0.9)
+    record = {"status": "done", "evidence": "proved", "attempts": 1, **numbers}
+    cells = [
+        {
+            **record,
+            **{"cell": c.id, "data": c.data, "row": c.row.name, "epsilon": c.epsilon, "method": c.row.method},
+            "command": printable(spec.words(c, data_dir=Path("/far/away"), out=Path("/else/where"))),
+        }
+        for c in spec.cells()
+    ]
+    write_json(known, {"cells": cells[:3]})
+    words = ["bench", str(path), "--json", "--known", str(known)]
+    assert main([*words, "--dry-run"]) == OK
+    shown = {c["cell"]: c["finished"] for c in json.loads(capsys.readouterr().out)["cells"]}
+    left = "digits_merf_eps1_seed1"
+    assert shown == {c["cell"]: c["cell"] not in (left, "digits_real_seed1") for c in cells}, (
+        "real records stand beside"
+    )
+    assert main([*words, "--dry-run", "--rows", "real"]) == OK
+    assert [c["finished"] for c in json.loads(capsys.readouterr().out)["cells"]] == [True] * 3
+    write_json(known, {"cells": cells})
+    assert main([*words, "--out", str(out)]) == OK, "nothing is left to run"
+    assert json.loads(capsys.readouterr().out)["done"] == 4
+    assert json.loads((out / "results.json").read_text())["summary"][1]["score"]["values"] == [0.9, 0.9]
+    assert not (out / "runs").exists()
+    path.write_text(f"samples = 100\n{path.read_text()}")
+    for given, said in (
+        (["--rows", "mepf"], "has no row mepf; its rows are merf, real"),
+        (["--known", str(tmp_path / "no.json")], "does not exist"),
+        (["--known", str(known)], "was run with other options (100 10000)"),
+    ):
+        assert main(["bench", str(path), "--dry-run", *given]) == BAD_INPUT
+        assert said in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.slow
