@@ -132,6 +132,24 @@ def test_a_labellers_mode_stands_in_the_name_and_soft_labels_in_the_judges(tmp_p
     assert board._judges(lines, []) == "accuracy cnn or accuracy cnn soft"
 
 
+def test_a_row_may_draw_more_and_stands_beside_as_many_real_records(tmp_path: Path) -> None:
+    path = tmp_path / "e.toml"
+    more = "\n[[row]]\nname = 'merf-many'\nmethod = 'merf'\nsamples = 240000\n"
+    path.write_text(EXPERIMENT + more)
+    spec = read_spec(path)
+    few, many = (next(c for c in spec.cells() if c.row.name == name) for name in ("merf", "merf-many"))
+    words = spec.words(many, data_dir=None, out=Path("o"))
+    assert words[words.index("--samples") + 1] == "240000"
+    assert spec.reference(few) is not None
+    assert spec.reference(many) is None, "real records were as few as the other rows' samples"
+    path.write_text(EXPERIMENT + more + "[[row]]\nname = 'all'\nmethod = 'real'\nsamples = 240000\n")
+    real = [spec.reference(cell) for spec in [read_spec(path)] for cell in (few, many)]
+    assert [cell and cell.row.name for cell in real] == ["real", "all"]
+    path.write_text(EXPERIMENT + more.replace("240000", "0"))
+    with pytest.raises(SchemaError, match="1 or more"):
+        read_spec(path)
+
+
 def test_own_sets_are_found_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text("{}")
     path = tmp_path / "e.toml"
@@ -308,6 +326,7 @@ def results(spec: Spec, tmp_path: Path) -> dict[str, Any]:
         "command": "dpgm bench",
         "machine": collect.machine(1, 1),
         "samples": 100,
+        "other_samples": {"merf-many": 240000},
         "wall_seconds": 1.0,
         "summary": collect.summary(found),
         "cells": found,
@@ -349,6 +368,7 @@ def test_tables_are_judged_by_pairs_of_columns_where_pictures_have_an_fid() -> N
 
 def test_the_page_for_a_repository_says_the_same(results: dict[str, Any]) -> None:
     page = text.markdown(results)
+    assert "100 synthetic records a run, 240000 in the row merf-many; train on synthetic" in page
     assert "| row | epsilon 0.2 | epsilon 1 | FID[lenet-mnist] | time | CPU | memory | evidence |" in page
     assert "| merf | 81.00 (2 seeds) | 81.00 (2 seeds) | 3.5 | 4 s | 4 s | 100 MB | proved |" in page
     assert "| real | 99.00 (2 seeds) | 99.00 (2 seeds) | 3.5 |  |  | 100 MB | not private |" in page

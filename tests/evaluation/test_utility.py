@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dpgm.evaluation import utility
-from dpgm.evaluation.utility import evaluate_images, public_door, reference_images, summarise
+from dpgm.evaluation.utility import evaluate_images, protocol_epochs, public_door, reference_images, summarise
 from dpgm.methods.base import Batch
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Relation
@@ -95,6 +95,11 @@ def test_entropy_sees_images_not_labels(digits: Digits, monkeypatch: pytest.Monk
     collapsed = entropy(Batch(images=zeros, labels=np.arange(len(zeros)) % 10))
     assert 0.95 * math.log(10) < varied <= math.log(10) + 1e-9
     assert 0 <= collapsed < 0.5
+
+
+def test_many_samples_are_seen_less_often_not_for_longer() -> None:
+    assert [protocol_epochs(n) for n in (1, 10_000, 60_000, 100_000, 240_000, 400_000)] == [20, 20, 20, 12, 5, 3]
+    assert protocol_epochs(10**7) == 1
 
 
 @quick

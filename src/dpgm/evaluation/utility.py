@@ -28,8 +28,7 @@ from dpgm.schema import ImageSchema, Rows, SchemaError
 R = TypeVar("R")
 
 CLASSIFIERS = ("cnn", "logreg", "mlp")
-EPOCHS = 20
-"""Epochs of the protocol's CNN; its weights are those after the last one."""
+EPOCHS, _SEEN = 20, 1_200_000
 _JUDGE_STEPS = 200
 _FLAT_SIDE = 32
 
@@ -77,6 +76,15 @@ def public_door(reader: Callable[[], Rows]) -> Door:
     return through
 
 
+def protocol_epochs(n: int) -> int:
+    """Epochs of the protocol's CNN on n images: 20, beyond 60,000 images as many as see 1.2 million, at least one.
+
+    So its training takes no longer where samples are many, and what they gain is not owed to longer training. The
+    weights are those after the last epoch.
+    """
+    return min(EPOCHS, max(1, round(_SEEN / max(1, n))))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The two measurements
 
@@ -90,7 +98,7 @@ def evaluate_images(
     classifiers: Sequence[str] = CLASSIFIERS,
     real: Door | None = None,
     reference: Mapping[str, Any] | None = None,
-    epochs: int = EPOCHS,
+    epochs: int | None = None,
 ) -> dict[str, Any]:
     """Accuracy on real test records of classifiers trained on synthetic ones, and the variety of the synthetic ones.
 
@@ -108,7 +116,7 @@ def evaluate_images(
         classifiers: names among "cnn", "logreg" and "mlp".
         real: door to real train records for the reference rows `real_cnn`, ...; every look is listed in `exposures`.
         reference: what `reference_images` returned for the same settings before, instead of `real`.
-        epochs: of the CNN; other numbers than 20 are not the protocol.
+        epochs: of the CNN; None takes those of the protocol (`protocol_epochs`).
 
     Returns:
         `accuracy` {classifier: share correct, 0 to 1}, `entropy` in nats, `sizes` {`synthetic`, `test`, `real`},
@@ -138,7 +146,7 @@ def evaluate_images(
         "accuracy": {**accuracy, **found["accuracy"]},
         "entropy": entropy,
         "sizes": {"synthetic": len(train), **found["sizes"], "test": len(test)},
-        "epochs": epochs,
+        "epochs": epochs or protocol_epochs(len(train)),
         "seconds": {**seconds, **found["seconds"]},
         "exposures": list(found["exposures"]),
     }
@@ -152,7 +160,7 @@ def reference_images(
     seed: int = 0,
     classifiers: Sequence[str] = CLASSIFIERS,
     n: int = 10_000,
-    epochs: int = EPOCHS,
+    epochs: int | None = None,
 ) -> dict[str, Any]:
     """The same classifiers trained on real train records: what is lost by going synthetic. It is *not private*.
 
@@ -166,7 +174,7 @@ def reference_images(
         seed: of the classifiers and of the choice of records.
         classifiers: names among "cnn", "logreg" and "mlp".
         n: how many train records are used, drawn at random; all, where there are fewer.
-        epochs: of the CNN.
+        epochs: of the CNN; None takes those of the protocol for as many records as are used.
 
     Returns:
         `accuracy` {`real_cnn`, ...}, `sizes` {`real`, `test`}, `seconds`, `exposures`, and the settings `seed`, `n`
@@ -193,7 +201,7 @@ def reference_images(
         "exposures": [exposure],
         "seed": seed,
         "n": n,
-        "epochs": epochs,
+        "epochs": epochs or protocol_epochs(used),
     }
 
 
@@ -272,12 +280,13 @@ def _scores(
     schema: ImageSchema,
     seed: int,
     classifiers: Sequence[str],
-    epochs: int,
+    epochs: int | None,
     odds: Odds | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Share of test records that each classifier gets right, and its seconds; the CNN learns from `odds`, if any."""
     accuracy: dict[str, float] = {}
     seconds: dict[str, float] = {}
+    epochs = epochs or protocol_epochs(len(train))
     for name in classifiers:
         start = time.perf_counter()
         if name == "cnn" and odds is not None:
@@ -322,8 +331,9 @@ def _fits(rows: Rows, schema: ImageSchema) -> None:
         raise SchemaError("a set to be evaluated holds no records; sample at least one, or give a test part")
 
 
-def _same_settings(reference: Mapping[str, Any], *, seed: int, epochs: int, test: int, n: int) -> None:
+def _same_settings(reference: Mapping[str, Any], *, seed: int, epochs: int | None, test: int, n: int) -> None:
     was = {**{k: reference[k] for k in ("seed", "epochs", "n")}, "test": reference["sizes"]["test"]}
+    epochs = epochs or protocol_epochs(reference["sizes"]["real"])
     now = {"seed": seed, "epochs": epochs, "n": n, "test": test}
     if was != now:
         raise SchemaError(f"the reference was made with {was}, the evaluation asks for {now}; make it again")

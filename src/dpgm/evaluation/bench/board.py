@@ -38,7 +38,7 @@ def view(results: Mapping[str, Any]) -> Json:
         "about": results["about"],
         "command": results["command"],
         "machine": results["machine"],
-        "samples": results["samples"],
+        "sizes": sizes(results),
         "wall": duration(results["wall_seconds"]),
         "sets": [_set(data, lines, results["papers"], paint) for data in dict.fromkeys(x["data"] for x in lines)],
         "failed": [c for c in cells if c["status"] == FAILED],
@@ -46,6 +46,13 @@ def view(results: Mapping[str, Any]) -> Json:
         "done": sum(c["status"] == "done" for c in cells),
         "resumed": sum(c["status"] == "done" and c["attempts"] > 1 for c in cells),
     }
+
+
+def sizes(results: Mapping[str, Any]) -> str:
+    """How many synthetic records there are, row by row where one has its own number."""
+    own = results.get("other_samples", {})
+    rest = [f"{n} in the row {name}" for name, n in own.items()]
+    return ", ".join([f"{results['samples']} synthetic records a run", *rest])
 
 
 def closeness(lines: Sequence[Json]) -> tuple[str, str]:

@@ -35,6 +35,7 @@ class Row:
         labeller_mode: what it does with the samples: "filter" (the default), "soft" or "relabel".
         relation: which data sets are neighbours; by default the experiment's.
         allow: run it although its evidence is weak.
+        samples: synthetic records of its runs; by default the experiment's.
         data, epsilon: where it runs; by default wherever the experiment does.
     """
 
@@ -46,6 +47,7 @@ class Row:
     labeller_mode: LabelMode | None = None
     relation: str | None = None
     allow: str | None = None
+    samples: int | None = None
     data: tuple[str, ...] | None = None
     epsilon: tuple[float, ...] | None = None
 
@@ -90,7 +92,7 @@ class Spec:
         seeds: one run each; a number n stands for 0 to n - 1.
         delta: slack of every run; None takes each set's default.
         relation: which data sets are neighbours.
-        samples: synthetic records of each run.
+        samples: synthetic records of each run whose row says nothing else.
         classifiers: who judges: "cnn" first, "logreg" and "mlp" beside it.
         fid_features: what FID and its kin look through: "lenet", "inception:FILE" or "none".
         rows: what is compared.
@@ -126,14 +128,19 @@ class Spec:
         return list({cell.id: cell for cell in found}.values())
 
     def reference(self, cell: Cell) -> Cell | None:
-        """The row of real records that belongs beside a cell."""
-        row = next((r for r in self.rows if r.is_real and cell.data in (r.data or self.data)), None)
+        """The row of as many real records that belongs beside a cell."""
+        like = (r for r in self.rows if r.is_real and self.size(r) == self.size(cell.row))
+        row = next((r for r in like if cell.data in (r.data or self.data)), None)
         return None if row is None or cell.row.is_real else Cell(row=row, data=cell.data, epsilon=None, seed=cell.seed)
+
+    def size(self, row: Row) -> int:
+        """Synthetic records of a run of the row; of a row of real records, at most as many of them."""
+        return row.samples or self.samples
 
     def words(self, cell: Cell, *, data_dir: Path | None, out: Path) -> list[str]:
         """The command line of a cell, after `dpgm`."""
         words = ["reference" if cell.row.is_real else "run", *self.data_words(cell.data, data_dir)]
-        words += ["--seed", str(cell.seed), "--samples", str(self.samples), "--out", str(out)]
+        words += ["--seed", str(cell.seed), "--samples", str(self.size(cell.row)), "--out", str(out)]
         kind, colon, file = self.fid_features.partition(":")
         words += ["--classifiers", *self.classifiers]
         words += ["--fid-features", kind + colon + (self._found(file, data_dir) if file else "")]
@@ -251,5 +258,6 @@ def _check(spec: Spec) -> None:
             raise SchemaError(f"row '{row.name}' is of real records: it takes no options, labeller or epsilon")
     if any(not e > 0 for e in (*spec.epsilon, *(e for r in spec.rows for e in r.epsilon or ()))):
         raise SchemaError("epsilon must be above 0 everywhere")
-    if spec.samples < 1:
-        raise SchemaError(f"samples is {spec.samples}; allowed is 1 or more")
+    for samples in (spec.samples, *(r.samples for r in spec.rows if r.samples is not None)):
+        if samples < 1:
+            raise SchemaError(f"samples is {samples}; allowed is 1 or more")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpgm.evaluation.bench.board import closeness, duration, interval, number, percent
+from dpgm.evaluation.bench.board import closeness, duration, interval, number, percent, sizes
 from dpgm.evaluation.bench.collect import FAILED
 
 NAME = "results.md"
@@ -22,7 +22,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, {machine['jobs']} runs at a time with {machine['threads']} "
         f"threads each; Python {machine['python']}, dpgm {machine['dpgm']}, torch {machine['torch']}. "
         f"{sum(c['status'] == 'done' for c in cells)} of {len(cells)} runs are finished; together they took "
-        f"{duration(results['wall_seconds'])}. {results['samples']} synthetic records a run; train on synthetic, test "
+        f"{duration(results['wall_seconds'])}. {sizes(results)}; train on synthetic, test "
         "on real. Time is from reading the data to having the samples; seconds of CPU count all cores.",
         "",
     ]
