@@ -34,7 +34,7 @@ class SmallCNN(nn.Module):
         widths = [32, 64] if min(height, width) <= 40 else [32, 64, 64]
         layers: list[nn.Module] = []
         for a, b in pairwise([channels, *widths]):
-            layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+            layers += [nn.Conv2d(a, b, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()]  # on a quarter
             height, width = -(-height // 2), -(-width // 2)
         self.convolutions = nn.Sequential(*layers)
         self.head = nn.Sequential(
