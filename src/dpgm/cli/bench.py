@@ -39,7 +39,7 @@ class _Bench:
         rows: run only these rows now, one after the other; the table shows all.
         known: results.json of the same experiment from other machines or days: cells that are finished there stand in
             the table and are not run again.
-        limit: run at most this many cells now.
+        limit: run at most this many cells now; with 0 only the table is written.
         dry_run: show the cells and what they are expected to take; run none.
         json: print one JSON object.
     """
@@ -152,6 +152,7 @@ class _Experiment:
             "machine": collect.machine(workshop.threads, self.options.jobs),
             "samples": workshop.spec.samples,
             "other_samples": {row.name: row.samples for row in workshop.spec.rows if row.samples},
+            "taken_over": sum(r["status"] != collect.DONE and r["cell"] in self.known for r in here),
             "wall_seconds": round(sum(r["wall_seconds"] for r in found), 1),
             "summary": collect.summary(found),
             "cells": found,

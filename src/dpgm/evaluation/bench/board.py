@@ -39,6 +39,7 @@ def view(results: Mapping[str, Any]) -> Json:
         "command": results["command"],
         "machine": results["machine"],
         "sizes": sizes(results),
+        "taken_over": results.get("taken_over", 0),
         "wall": duration(results["wall_seconds"]),
         "sets": [_set(data, lines, results["papers"], paint) for data in dict.fromkeys(x["data"] for x in lines)],
         "failed": [c for c in cells if c["status"] == FAILED],

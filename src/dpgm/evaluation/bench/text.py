@@ -14,6 +14,10 @@ NAME = "results.md"
 def markdown(results: Mapping[str, Any]) -> str:
     """A table for each data set, a row for each line of the leaderboard, a column for each epsilon."""
     machine, cells = results["machine"], results["cells"]
+    taken = results.get("taken_over", 0)
+    elsewhere = (
+        f" {taken} of them were taken over from other benches, with the times of their own machines." if taken else ""
+    )
     out = [f"# {results['title']}", ""]
     out += [results["about"], ""] if results["about"] else []
     out += [
@@ -22,7 +26,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, {machine['jobs']} runs at a time with {machine['threads']} "
         f"threads each; Python {machine['python']}, dpgm {machine['dpgm']}, torch {machine['torch']}. "
         f"{sum(c['status'] == 'done' for c in cells)} of {len(cells)} runs are finished; together they took "
-        f"{duration(results['wall_seconds'])}. {sizes(results)}; train on synthetic, test "
+        f"{duration(results['wall_seconds'])}.{elsewhere} {sizes(results)}; train on synthetic, test "
         "on real. Time is from reading the data to having the samples; seconds of CPU count all cores.",
         "",
     ]
