@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dpgm.cli import OK, main
 from dpgm.evaluation.bench.spec import read_spec
 
 QUICK = Path(__file__).parents[1] / "experiments" / "quick.toml"
@@ -26,6 +27,13 @@ def test_full_size_draws_the_rows_of_the_headline() -> None:
 def test_experiment_files_are_in_order() -> None:
     for path in QUICK.parent.glob("*.toml"):
         assert read_spec(path).cells(), path.name
+
+
+def test_committed_results_are_of_the_committed_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", str(QUICK.parent / "headline.toml"), "--known", str(QUICK.parent / "headline.json")]
+    assert main([*words, "--dry-run", "--limit", "0", "--json"]) == OK, "a cell there has other options than its row"
+    found = json.loads(capsys.readouterr().out)["cells"]
+    assert len(found) == len(json.loads((QUICK.parent / "headline.json").read_text())["cells"])
 
 
 @pytest.mark.slow

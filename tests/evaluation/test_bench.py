@@ -368,7 +368,7 @@ def test_tables_are_judged_by_pairs_of_columns_where_pictures_have_an_fid() -> N
 
 def test_the_page_for_a_repository_says_the_same(results: dict[str, Any]) -> None:
     page = text.markdown(results)
-    assert "100 synthetic records a run, 240000 in the row merf-many; train on synthetic" in page
+    assert "100 synthetic records a run, 240,000 in the row merf-many; train on synthetic" in page
     assert "| row | epsilon 0.2 | epsilon 1 | FID[lenet-mnist] | time | CPU | memory | evidence |" in page
     assert "| merf | 81.00 (2 seeds) | 81.00 (2 seeds) | 3.5 | 4 s | 4 s | 100 MB | proved |" in page
     assert "| real | 99.00 (2 seeds) | 99.00 (2 seeds) | 3.5 |  |  | 100 MB | not private |" in page

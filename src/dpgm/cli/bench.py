@@ -151,7 +151,7 @@ class _Experiment:
             "command": printable(words) if words else before.get("command", ""),
             "machine": collect.machine(workshop.threads, self.options.jobs),
             "samples": workshop.spec.samples,
-            "other_samples": {row.name: row.samples for row in workshop.spec.rows if row.samples},
+            "other_samples": {row.name: row.samples for row in workshop.spec.rows if row.samples and not row.is_real},
             "taken_over": sum(r["status"] != collect.DONE and r["cell"] in self.known for r in here),
             "wall_seconds": round(sum(r["wall_seconds"] for r in found), 1),
             "summary": collect.summary(found),

@@ -52,8 +52,8 @@ def view(results: Mapping[str, Any]) -> Json:
 def sizes(results: Mapping[str, Any]) -> str:
     """How many synthetic records there are, row by row where one has its own number."""
     own = results.get("other_samples", {})
-    rest = [f"{n} in the row {name}" for name, n in own.items()]
-    return ", ".join([f"{results['samples']} synthetic records a run", *rest])
+    rest = [f"{n:,} in the row {name}" for name, n in own.items()]
+    return ", ".join([f"{results['samples']:,} synthetic records a run", *rest])
 
 
 def closeness(lines: Sequence[Json]) -> tuple[str, str]:

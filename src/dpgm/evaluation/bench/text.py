@@ -14,20 +14,19 @@ NAME = "results.md"
 def markdown(results: Mapping[str, Any]) -> str:
     """A table for each data set, a row for each line of the leaderboard, a column for each epsilon."""
     machine, cells = results["machine"], results["cells"]
-    taken = results.get("taken_over", 0)
-    elsewhere = (
-        f" {taken} of them were taken over from other benches, with the times of their own machines." if taken else ""
-    )
+    done = f"{sum(c['status'] == 'done' for c in cells)} of {len(cells)} runs are finished"
+    if taken := results.get("taken_over", 0):
+        done += f" ({taken} taken over from other benches, with the times of their own machines)"
     out = [f"# {results['title']}", ""]
     out += [results["about"], ""] if results["about"] else []
     out += [
         f"    {results['command']}",
         "",
         f"{machine['processor']}, {machine['cores']} cores, {machine['jobs']} runs at a time with {machine['threads']} "
-        f"threads each; Python {machine['python']}, dpgm {machine['dpgm']}, torch {machine['torch']}. "
-        f"{sum(c['status'] == 'done' for c in cells)} of {len(cells)} runs are finished; together they took "
-        f"{duration(results['wall_seconds'])}.{elsewhere} {sizes(results)}; train on synthetic, test "
-        "on real. Time is from reading the data to having the samples; seconds of CPU count all cores.",
+        f"thread{'s' if machine['threads'] != 1 else ''} each; Python {machine['python']}, dpgm {machine['dpgm']}, "
+        f"torch {machine['torch']}. {done}; together they took {duration(results['wall_seconds'])}. {sizes(results)}; "
+        "train on synthetic, test on real. Time is from reading the data to having the samples; seconds of CPU count "
+        "all cores.",
         "",
     ]
     for data in dict.fromkeys(line["data"] for line in results["summary"]):
