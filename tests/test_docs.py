@@ -131,6 +131,9 @@ def commands(text: str) -> list[str]:
 
 def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """ "" if the command line knows the command and all of its options; else what it says."""
+    for part in pkgutil.iter_modules(cli.__path__):  # commands import late, and would keep a stand-in for good
+        if part.name != "__main__":
+            importlib.import_module(f"dpgm.cli.{part.name}")
     real = tyro.cli
 
     def parse_only(*args: Any, **more: Any) -> Any:
