@@ -382,6 +382,11 @@ def test_a_bench_takes_over_what_is_known_from_elsewhere(tmp_path: Path, capsys:
     assert not (out / "runs").exists()
     assert "(4 taken over from other benches" in (out / "results.md").read_text()
     assert "4 were taken over from other benches" in (out / "leaderboard.html").read_text()
+    swapped = [
+        {**c, "command": c["command"].replace("--seed 1 --samples 10000", "--seed 10000 --samples 1")} for c in cells
+    ]
+    write_json(tmp_path / "swapped.json", {"cells": swapped})
+    assert main(["bench", str(path), "--dry-run", "--known", str(tmp_path / "swapped.json")]) == BAD_INPUT
     path.write_text(f"samples = 100\n{path.read_text()}")
     for given, said in (
         (["--rows", "mepf"], "has no row mepf; its rows are merf, real"),

@@ -20,7 +20,7 @@ from dpgm.cli.console import Screen
 from dpgm.cli.options import parse, printable
 from dpgm.cli.pipeline import price
 from dpgm.evaluation.bench import board, collect, text
-from dpgm.evaluation.bench.cell import Workshop, end_all
+from dpgm.evaluation.bench.cell import Workshop, end_all, lasting
 from dpgm.evaluation.bench.executor import Executor, LocalExecutor, RayExecutor
 from dpgm.evaluation.bench.spec import Cell, read_spec
 from dpgm.schema import SchemaError
@@ -197,18 +197,13 @@ class _Experiment:
             there = {c["cell"]: c for c in read_json(path)["cells"] if c["status"] == collect.DONE}
             for cell in self.cells:
                 if record := there.get(cell.id):
-                    was, now = _lasting(record["command"]), _lasting(printable(self.workshop.words(cell)))
-                    if changed := " ".join(sorted(set(was) ^ set(now))):
+                    ours = printable(self.workshop.words(cell))
+                    was, now = (lasting(shlex.split(command)) for command in (record["command"], ours))
+                    if was != now:
+                        changed = " ".join(sorted(set(was) ^ set(now))) or "in another order"
                         raise SchemaError(f"{path}: {cell.id} was run with other options ({changed}); take it out")
                     found[cell.id] = record
         return found
-
-
-def _lasting(command: str) -> list[str]:
-    """The words of a printed command that decide a cell's result: not where it reads and writes."""
-    words = shlex.split(command)
-    places = {i + j for i, w in enumerate(words) if w in ("--data-dir", "--out", "--reference") for j in (0, 1)}
-    return [w for i, w in enumerate(words) if i not in places]
 
 
 def _expected(row: dict[str, Any]) -> str:

@@ -63,10 +63,10 @@ class Workshop:
             SchemaError: options of a row, the number of samples or the like have changed since.
         """
         for cell in cells:
-            if self.note(cell).exists() and (was := _lasting(read_json(self.note(cell))["words"])) != _lasting(
+            if self.note(cell).exists() and (was := lasting(read_json(self.note(cell))["words"])) != lasting(
                 self.words(cell)
             ):
-                changed = sorted(set(was) ^ set(_lasting(self.words(cell))))
+                changed = sorted(set(was) ^ set(lasting(self.words(cell))))
                 raise SchemaError(
                     f"{cell.id} was begun with other options ({' '.join(changed)}); give the row another name, or the "
                     "experiment another --out"
@@ -117,9 +117,9 @@ def end_all() -> None:
         child.kill()
 
 
-def _lasting(words: Sequence[str]) -> list[str]:
-    """What decides a cell's result: the words without places."""
-    places = {i + j for i, word in enumerate(words) if word in ("--data-dir", "--out") for j in (0, 1)}
+def lasting(words: Sequence[str]) -> list[str]:
+    """What decides a cell's result: the words of its command without places, read or written."""
+    places = {i + j for i, word in enumerate(words) if word in ("--data-dir", "--out", "--reference") for j in (0, 1)}
     return [w for i, w in enumerate(_public(words)) if i not in places]
 
 
