@@ -315,6 +315,7 @@ def test_a_reference_serves_many_runs(tmp_path: Path, capsys: pytest.CaptureFixt
     kept = json.loads((real / "metrics.json").read_text())
     assert kept["accuracy"]["real_logreg"] > 0.5
     assert json.loads((real / "run.json").read_text())["guarantee"] is None
+    assert (real / "judges.safetensors").exists()
     assert main(["run", "digits", "--out", str(out), *SMALL, *known, "--reference", str(real)]) == OK
     found = json.loads((out / "metrics.json").read_text())
     assert found["accuracy"]["real_logreg"] == kept["accuracy"]["real_logreg"]

@@ -37,6 +37,8 @@ SCHEMA = "schema.json"
 """Bounds that were paid for complete a schema; this file keeps it."""
 METRICS, TRAINING, CHECKPOINT, REPORT = "metrics.json", "training.json", "checkpoint.safetensors", "report.html"
 AUDIT = "audit.json"
+JUDGES = "judges.safetensors"
+"""Of a folder of `dpgm reference`: nets that have learnt from the public test part, for the evaluations that use it."""
 _KEY = "dpgm"
 
 

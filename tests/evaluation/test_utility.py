@@ -13,6 +13,7 @@ import pytest
 from dpgm.evaluation import utility
 from dpgm.evaluation.utility import evaluate_images, protocol_epochs, public_door, reference_images, summarise
 from dpgm.methods.base import Batch
+from dpgm.nets.judges import Judges
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Relation
 from dpgm.privacy.ledger import Ledger
@@ -124,6 +125,21 @@ def test_reference_is_kept_and_must_match(digits: Digits) -> None:
             evaluate_images(synthetic, test, reference=kept, **{**known, **other})
     with pytest.raises(SchemaError, match="reference was made with"):
         evaluate_images(batch(train, 200), test, reference=kept, **known)
+
+
+@quick
+def test_kept_judges_give_the_same_entropy(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = digits
+    judges = Judges()
+    known: Any = {"schema": SCHEMA, "classifiers": ()}
+    first = evaluate_images(batch(train, 200), test, judges=judges, **known)["entropy"]
+    judges.write(tmp_path / "judges.safetensors")
+    assert first == evaluate_images(batch(train, 200), test, **known)["entropy"]
+    other = evaluate_images(batch(train, 200), test, judges=judges, seed=1, **known)["entropy"]
+    assert other != first, "another seed has another judge"
+    monkeypatch.setattr(utility, "train_classifier", None)  # nothing is left to be trained
+    kept = Judges.read(tmp_path / "judges.safetensors")
+    assert first == evaluate_images(batch(train, 200), test, judges=kept, **known)["entropy"]
 
 
 def test_curator_records_the_look_first(digits: Digits, tmp_path: Path) -> None:

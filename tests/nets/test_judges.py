@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from dpgm.evaluation.fidelity import open_view
 from dpgm.nets.generators import initialise
-from dpgm.nets.judges import Inception, LeNet, load_inception
+from dpgm.nets.judges import Inception, Judges, LeNet, load_inception
 from dpgm.schema import ImageSchema, Rows
 
 RNG = np.random.default_rng(0)
@@ -24,6 +24,26 @@ def test_lenet_sees_images_of_any_size(side: int, channels: int) -> None:
     seen, odds = net.look(RNG.integers(0, 256, (5, side, side, channels)).astype(np.uint8), batch=2)
     assert (seen.shape, odds.shape) == ((5, 84), (5, 4))
     assert np.allclose(odds.sum(1), 1)
+
+
+def test_a_judge_is_trained_once(tmp_path: Path) -> None:
+    def net(seed: int = 0, side: int = 8) -> LeNet:
+        return LeNet(height=side, width=side, channels=1, n_classes=2, rng=torch.Generator().manual_seed(seed))
+
+    def never() -> LeNet:
+        raise AssertionError
+
+    images, judges = RNG.integers(0, 256, (3, 8, 8, 1)).astype(np.uint8), Judges.read(tmp_path / "absent.safetensors")
+    seen = net(seed=5).look(images)
+    judges.net("a", net(), lambda: net(seed=5))
+    judges.net("ab", net(), lambda: net(seed=6))
+    judges.write(tmp_path / "judges.safetensors")
+    again = Judges.read(tmp_path / "judges.safetensors").net("a", net(), never)
+    assert isinstance(again, LeNet)
+    assert all(map(np.array_equal, again.look(images), seen))
+    assert judges.net("a", net(side=16), lambda: net(side=16)).state_dict()["fc1.weight"].shape == (120, 256)
+    (tmp_path / "judges.safetensors").write_bytes(b"half")
+    assert not Judges.read(tmp_path / "judges.safetensors").tensors
 
 
 def test_the_whole_inception_net_has_the_published_size() -> None:

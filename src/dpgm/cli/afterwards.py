@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from dpgm import artefact
-from dpgm.artefact import METRICS, RUN, SAMPLES, write_json, write_whole
+from dpgm.artefact import JUDGES, METRICS, RUN, SAMPLES, write_json, write_whole
 from dpgm.cli.console import Screen, peak_memory_mb
 from dpgm.cli.options import Data, Flat, parse, printable
 from dpgm.data import DataSet
@@ -23,10 +23,11 @@ from dpgm.evaluation.fidelity import open_view, real_view
 from dpgm.evaluation.grid import png, sample_grid
 from dpgm.evaluation.report import write_report
 from dpgm.evaluation.scores import RIVALS
-from dpgm.evaluation.utility import CLASSIFIERS, evaluate_images, public_door, reference_images
+from dpgm.evaluation.utility import CLASSIFIERS, entropy_judge, evaluate_images, public_door, reference_images
 from dpgm.methods.base import Model
 from dpgm.methods.labelled import LabelledModel
 from dpgm.methods.table_batch import TableBatch
+from dpgm.nets.judges import Judges
 from dpgm.privacy.guarantee import PrivacyError
 from dpgm.schema import AnySchema, SchemaError, TableSchema
 
@@ -213,6 +214,7 @@ def reference_command(words: list[str]) -> int:
             f"{data.name} is not known to be public, and a reference on real records is not private; use a named "
             "benchmark set, or say --public for a table whose records are"
         )
+    judges = Judges()
     with screen.stage("evaluate"):
         metrics = reference(
             data,
@@ -220,6 +222,7 @@ def reference_command(words: list[str]) -> int:
             seed=options.seed,
             classifiers=options.classifiers,
             features=options.fid_features,
+            judges=judges,
         )
     facts = {
         "method": "real",
@@ -232,6 +235,8 @@ def reference_command(words: list[str]) -> int:
         "cpu_seconds": {k: round(v, 3) for k, v in screen.cpu_seconds.items()},
         "peak_memory_mb": round(peak_memory_mb(), 1),
     }
+    if judges.tensors:
+        write_whole(options.out / JUDGES, judges.write)
     write_json(options.out / RUN, facts)
     write_json(options.out / METRICS, metrics)
     screen.result({**facts, "metrics": metrics}, "not private\n" + "\n".join(score_lines(metrics)))
@@ -277,16 +282,24 @@ def draw(model: Model, folder: Path, *, n: int, seed: int) -> dict[str, Any]:
 
 
 def reference(
-    data: DataSet | TableSet, *, n: int, seed: int, classifiers: Sequence[str], features: str = "lenet"
+    data: DataSet | TableSet,
+    *,
+    n: int,
+    seed: int,
+    classifiers: Sequence[str],
+    features: str = "lenet",
+    judges: Judges | None = None,
 ) -> dict[str, Any]:
-    """The protocol's scores of public real train records."""
+    """The protocol's scores of public real train records; `judges` takes in the nets that judge samples."""
     door, test = public_door(data.train), data.test()
     if isinstance(data, TableSet):
         from dpgm.evaluation.tables import reference_table
 
         return reference_table(door, test, schema=data.schema, seed=seed)
     metrics = reference_images(door, test, schema=data.schema, seed=seed, n=n, classifiers=classifiers)
-    if (view := open_view(features, test, schema=data.schema, data=data.name)) is None:
+    if judges is not None:
+        entropy_judge(test, schema=data.schema, seed=seed, judges=judges)
+    if (view := open_view(features, test, schema=data.schema, data=data.name, judges=judges)) is None:
         return metrics
     found, exposure = real_view(view, door, n=n, seed=seed)
     return {**metrics, **found, "exposures": [*metrics["exposures"], exposure]}
@@ -350,6 +363,7 @@ def _scores(
 
         synthetic = artefact.load_table(folder, data.schema)
         return evaluate_table(synthetic.table, test, schema=data.schema, seed=seed, real=real, reference=kept)
+    judges = None if reference is None else Judges.read(reference / JUDGES)
     synthetic = artefact.load_samples(folder)
     metrics = evaluate_images(
         synthetic,
@@ -359,9 +373,10 @@ def _scores(
         classifiers=classifiers,
         real=real,
         reference=kept,
+        judges=judges,
     )
     start = time.perf_counter()
-    if view := open_view(features, test, schema=model.schema, data=data.name):
+    if view := open_view(features, test, schema=model.schema, data=data.name, judges=judges):
         metrics |= view(synthetic.images, seed=seed)
     metrics["seconds"]["fidelity"] = time.perf_counter() - start
     metrics["accuracy"] |= read

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.spatial.distance import cdist
+from torch import nn
 
 from dpgm.nets.classifiers import train_classifier
-from dpgm.nets.judges import Judge, LeNet, load_inception
+from dpgm.nets.judges import Judge, Judges, LeNet, load_inception
 from dpgm.schema import ImageSchema, Rows, SchemaError
 
 Array: TypeAlias = NDArray[np.float64]
@@ -205,7 +206,7 @@ class View:
         return {k: {**v, "features": self.name, "reference": self.reference} for k, v in found.items()}
 
 
-def open_view(kind: str, test: Rows, *, schema: ImageSchema, data: str) -> View | None:
+def open_view(kind: str, test: Rows, *, schema: ImageSchema, data: str, judges: Judges | None = None) -> View | None:
     """The view that `--fid-features` names.
 
     Args:
@@ -215,6 +216,7 @@ def open_view(kind: str, test: Rows, *, schema: ImageSchema, data: str) -> View 
         test: the real test part, in an order that does not matter.
         schema: its public facts.
         data: the set's name, for the features' name.
+        judges: nets of earlier evaluations of the same test part.
 
     Raises:
         SchemaError: another kind, a file that cannot be used, or too few test records.
@@ -225,7 +227,7 @@ def open_view(kind: str, test: Rows, *, schema: ImageSchema, data: str) -> View 
     kept = order
     if kind == "lenet":
         seen, kept = order[: len(test) // 2], order[len(test) // 2 :]
-        net: Judge = _lenet(test.take(np.sort(seen)), schema)
+        net: Judge = _lenet(test.take(np.sort(seen)), schema, judges or Judges())
         name, words = f"lenet-{data}", "half of the real test part, which the features have not seen"
     elif kind.startswith("inception:"):
         path = Path(kind.partition(":")[2])
@@ -240,13 +242,17 @@ def open_view(kind: str, test: Rows, *, schema: ImageSchema, data: str) -> View 
     return View(name=name, net=net, real=net.look(test["image"][kept])[0], reference=f"{words} ({len(kept)} records)")
 
 
-def _lenet(rows: Rows, schema: ImageSchema) -> Judge:
+def _lenet(rows: Rows, schema: ImageSchema, judges: Judges) -> Judge:
     rng = torch.Generator().manual_seed(_SEED)
     height, width, channels = schema.shape
     net = LeNet(height=height, width=width, channels=channels, n_classes=schema.n_classes, rng=rng)
     epochs = math.ceil(_STEPS / math.ceil(len(rows) / 128))
     images, labels = rows["image"], rows["label"]
-    trained = train_classifier(images, labels, n_classes=schema.n_classes, rng=rng, epochs=epochs, net=net)
+
+    def train() -> nn.Module:
+        return train_classifier(images, labels, n_classes=schema.n_classes, rng=rng, epochs=epochs, net=net)
+
+    trained = judges.net(f"lenet of {len(rows)}, {epochs} epochs", net, train)
     assert isinstance(trained, Judge)
     return trained.requires_grad_(False)
 

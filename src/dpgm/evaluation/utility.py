@@ -20,9 +20,11 @@ from scipy.stats import t as student
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
+from torch import nn
 from torch.nn import functional
 
-from dpgm.nets.classifiers import predict, to_unit, train_classifier
+from dpgm.nets.classifiers import SmallCNN, predict, to_unit, train_classifier
+from dpgm.nets.judges import Judges
 from dpgm.schema import ImageSchema, Rows, SchemaError
 
 R = TypeVar("R")
@@ -98,6 +100,7 @@ def evaluate_images(
     classifiers: Sequence[str] = CLASSIFIERS,
     real: Door | None = None,
     reference: Mapping[str, Any] | None = None,
+    judges: Judges | None = None,
     epochs: int | None = None,
 ) -> dict[str, Any]:
     """Accuracy on real test records of classifiers trained on synthetic ones, and the variety of the synthetic ones.
@@ -116,6 +119,7 @@ def evaluate_images(
         classifiers: names among "cnn", "logreg" and "mlp".
         real: door to real train records for the reference rows `real_cnn`, ...; every look is listed in `exposures`.
         reference: what `reference_images` returned for the same settings before, instead of `real`.
+        judges: nets of earlier evaluations against the same test part.
         epochs: of the CNN; None takes those of the protocol (`protocol_epochs`).
 
     Returns:
@@ -139,7 +143,7 @@ def evaluate_images(
         _same_settings(reference, seed=seed, epochs=epochs, test=len(test), n=len(train))
     accuracy, seconds = _scores(train, test, schema, seed, classifiers, epochs, odds)
     start = time.perf_counter()
-    entropy = _entropy(train, test, schema, seed)
+    entropy = _entropy(train, entropy_judge(test, schema=schema, seed=seed, judges=judges))
     seconds["entropy"] = time.perf_counter() - start
     found = reference or {"accuracy": {}, "sizes": {}, "seconds": {}, "exposures": []}
     return {
@@ -203,6 +207,28 @@ def reference_images(
         "n": n,
         "epochs": epochs or protocol_epochs(used),
     }
+
+
+def entropy_judge(test: Rows, *, schema: ImageSchema, seed: int = 0, judges: Judges | None = None) -> nn.Module:
+    """The CNN whose class probabilities `entropy` is taken of; it has learnt from the *test* part (200 steps).
+
+    Args:
+        test: the real test part.
+        schema: its public facts.
+        seed: of its weights and the order of the records.
+        judges: nets of earlier evaluations against the same test part; the new one joins them.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    height, width, channels = schema.shape
+    net = SmallCNN(height=height, width=width, channels=channels, n_classes=schema.n_classes, rng=rng)
+    epochs = math.ceil(_JUDGE_STEPS / math.ceil(len(test) / 128))
+
+    def train() -> nn.Module:
+        return train_classifier(
+            test["image"], test["label"], n_classes=schema.n_classes, rng=rng, epochs=epochs, net=net
+        )
+
+    return (judges or Judges()).net(f"cnn of {len(test)}, {epochs} epochs, seed {seed}", net, train)
 
 
 def summarise(values: Sequence[float]) -> dict[str, Any]:
@@ -298,10 +324,7 @@ def _scores(
     return accuracy, seconds
 
 
-def _entropy(synthetic: Rows, test: Rows, schema: ImageSchema, seed: int) -> float:
-    rng = torch.Generator().manual_seed(seed)
-    epochs = math.ceil(_JUDGE_STEPS / math.ceil(len(test) / 128))
-    judge = train_classifier(test["image"], test["label"], n_classes=schema.n_classes, rng=rng, epochs=epochs)
+def _entropy(synthetic: Rows, judge: nn.Module) -> float:
     p = predict(judge, synthetic["image"]).astype(np.float64).mean(0)
     p = p[p > 0] / p.sum()
     return max(0.0, float(-(p * np.log(p)).sum()))

@@ -7,7 +7,7 @@ trained them on what stands in the metric's name.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,51 @@ class LeNet(Judge):
         for conv in (self.conv1, self.conv2):
             x = functional.max_pool2d(conv(x - 0.5 if conv is self.conv1 else x).relu(), 2, ceil_mode=True)
         return self.fc2(self.fc1(x.flatten(1)).relu()).relu()
+
+
+class Judges:
+    """Nets that have learnt from a set's real test part, by name: what one evaluation trained, the next ones take over.
+
+    Attributes:
+        tensors: their weights, `NAME/PARAMETER`, as a file keeps them.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
+        self.tensors = dict(tensors or {})
+
+    @classmethod
+    def read(cls, path: Path) -> Judges:
+        """The nets that `write` left there; none, where there is no such file or it is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return cls(load_file(path))
+        except (OSError, SafetensorError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        """Keep them in a .safetensors file."""
+        from safetensors.torch import save_file
+
+        save_file({k: v.contiguous() for k, v in self.tensors.items()}, path)
+
+    def net(self, name: str, blank: nn.Module, train: Callable[[], nn.Module]) -> nn.Module:
+        """The net of that name; where it is not known, or of another shape, it is trained and known from then on.
+
+        Args:
+            name: says what decides the weights: data, seed, steps.
+            blank: a net of its shape, for the known weights.
+            train: makes it.
+        """
+        found = {k.removeprefix(f"{name}/"): v for k, v in self.tensors.items() if k.startswith(f"{name}/")}
+        shapes = {k: v.shape for k, v in blank.state_dict().items()}
+        if {k: v.shape for k, v in found.items()} == shapes:
+            blank.load_state_dict(found)
+            return blank.eval()
+        net = train()
+        self.tensors |= {f"{name}/{k}": v for k, v in net.state_dict().items()}
+        return net
 
 
 # ---------------------------------------------------------------------------------------------------------------------
