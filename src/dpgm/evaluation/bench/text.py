@@ -22,8 +22,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     out += [
         f"    {results['command']}",
         "",
-        f"{machine['processor']}, {machine['cores']} cores, {machine['jobs']} runs at a time with {machine['threads']} "
-        f"thread{'s' if machine['threads'] != 1 else ''} each; Python {machine['python']}, dpgm {machine['dpgm']}, "
+        f"{machine['processor']}, {_count(machine['cores'], 'core')}, {_count(machine['jobs'], 'run')} at a time with "
+        f"{_count(machine['threads'], 'thread')} each; Python {machine['python']}, dpgm {machine['dpgm']}, "
         f"torch {machine['torch']}. {done}; together they took {duration(results['wall_seconds'])}. {sizes(results)}; "
         "train on synthetic, test on real. Time is from reading the data to having the samples; seconds of CPU count "
         "all cores.",
@@ -56,6 +56,10 @@ def _table(data: str, lines: list[dict[str, Any]]) -> list[str]:
         out.append(f"| {' | '.join(cells)} |")
     shown = f"{1 if 1.0 in epsilons else epsilons[0]:g}" if epsilons else ""
     return [*out, "", *([f"Whatever is no score is at epsilon {shown}.", ""] if shown else [])]
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
 
 
 def _score(line: dict[str, Any] | None) -> str:
