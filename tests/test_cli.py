@@ -398,7 +398,6 @@ def test_a_bench_takes_over_what_is_known_from_elsewhere(tmp_path: Path, capsys:
         assert said in capsys.readouterr().err.replace("\n", " ")
 
 
-@pytest.mark.slow
 def test_soft_labels_reach_the_cnn_and_the_report(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ["--labeller", "0.3", "--labeller-mode", "soft", "--steps", "3", "--dim", "40", "--epsilon", "8"]

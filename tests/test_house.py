@@ -311,7 +311,6 @@ def test_readme_has_the_two_commands_that_ci_runs() -> None:
     assert len(commands("```bash\na\n```\n```bash\nb\nc\n```\n```python\nd\n```")) == 3
 
 
-@pytest.mark.slow
 def test_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [example] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)

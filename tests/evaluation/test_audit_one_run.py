@@ -49,7 +49,6 @@ def test_no_mechanism_on_two_coins_does_better_and_a_pure_one_does_as_well(epsil
             assert exact <= bound + 1e-7
 
 
-@pytest.mark.slow
 def test_no_mechanism_on_three_coins_does_better():
     for v, delta in itertools.product((1, 2, 3), (0.0, 0.05)):
         exact, bound = best_attack(3, v, 1.0, delta), p_value(v, 3, 3, epsilon=1.0, delta=delta)

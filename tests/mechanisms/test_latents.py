@@ -114,7 +114,6 @@ def test_the_published_form_moves_the_sum_by_three_bounds_though_the_record_is_n
     assert shift > 3 * 0.5  # more than three bounds; a sound source gives exactly 0
 
 
-@pytest.mark.slow
 def test_on_real_digits_one_record_moves_the_published_sum_by_three_bounds(data_dir):
     real = np.load(data_dir / "mnist.npz")
     rows = Rows(image=real["x_train"][:3000, :, :, None], label=real["y_train"][:3000].astype(np.int64))
