@@ -17,7 +17,7 @@ COMMANDS = {
     "train": ("training", "train again on a release, for free"),
     "sample": ("afterwards", "draw synthetic records from a finished run"),
     "evaluate": ("afterwards", "train classifiers on the samples, test them on real test records"),
-    "reference": ("afterwards", "the same classifiers trained on public real records"),
+    "reference": ("reference", "the same classifiers trained on public real records"),
     "seeds": ("afterwards", "several runs of one command with different seeds, as means with intervals"),
     "bench": ("bench", "many runs under one protocol, and a leaderboard of them"),
     "report": ("afterwards", "write report.html of a run folder"),

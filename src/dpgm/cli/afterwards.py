@@ -1,4 +1,4 @@
-"""The commands that follow a run: sample, evaluate, report; and reference, which they are compared with."""
+"""The commands that follow a run: sample, evaluate, seeds, report."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ import numpy as np
 import tyro
 
 from dpgm import artefact
-from dpgm.artefact import JUDGES, METRICS, RUN, SAMPLES, write_json, write_whole
-from dpgm.cli.console import Screen, peak_memory_mb
-from dpgm.cli.options import Data, Flat, parse, printable
+from dpgm.artefact import JUDGES, METRICS, SAMPLES, write_json, write_whole
+from dpgm.cli.console import Screen
+from dpgm.cli.options import Data, Flat, parse
 from dpgm.data import DataSet
 from dpgm.data.tables import TableSet
 from dpgm.evaluation import seeds
-from dpgm.evaluation.fidelity import open_view, real_view
+from dpgm.evaluation.fidelity import open_view
 from dpgm.evaluation.grid import png, sample_grid
 from dpgm.evaluation.report import write_report
 from dpgm.evaluation.scores import RIVALS
-from dpgm.evaluation.utility import CLASSIFIERS, entropy_judge, evaluate_images, public_door, reference_images
+from dpgm.evaluation.utility import CLASSIFIERS, evaluate_images, public_door
 from dpgm.methods.base import Model
 from dpgm.methods.labelled import LabelledModel
 from dpgm.methods.table_batch import TableBatch
 from dpgm.nets.judges import Judges
-from dpgm.privacy.guarantee import PrivacyError
 from dpgm.schema import AnySchema, SchemaError, TableSchema
 
 Features: TypeAlias = Annotated[str, tyro.conf.arg(aliases=["--features"])]
@@ -79,28 +78,6 @@ class _Evaluate:
     classifiers: Classifiers = CLASSIFIERS
     reference: Path | None = None
     beside: Path | None = None
-    fid_features: Features = "lenet"
-    json: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Reference:
-    """What the command takes.
-
-    Attributes:
-        out: the folder to write.
-        seed: of the classifiers and of the choice of records.
-        samples: how many real train records they learn from: as many as the synthetic ones they are compared with.
-        classifiers: those to train; cnn is the one that was named beforehand, the others stand beside it.
-        fid_features: what FID and its kin look through: lenet, inception:FILE with local weights, or none.
-        json: print one JSON object.
-    """
-
-    data: Flat[Data]
-    out: Path
-    seed: int = 0
-    samples: int = 10_000
-    classifiers: Classifiers = CLASSIFIERS
     fid_features: Features = "lenet"
     json: bool = False
 
@@ -202,47 +179,6 @@ def _rival(folder: Path, data: str) -> tuple[str, str, Any, str]:
     return *found[0], run["guarantee"]["headline"]
 
 
-def reference_command(words: list[str]) -> int:
-    """Score classifiers that are trained on real records."""
-    about = "Train the protocol's classifiers on public real records: what synthetic ones are compared with."
-    options = parse("reference", _Reference, words, about=about)
-    screen, data = Screen(as_json=options.json), options.data.open()
-    if options.samples < 2:
-        raise SchemaError(f"--samples is {options.samples}; allowed are 2 or more real records to learn from")
-    if not is_public(data):
-        raise PrivacyError(
-            f"{data.name} is not known to be public, and a reference on real records is not private; use a named "
-            "benchmark set, or say --public for a table whose records are"
-        )
-    judges = Judges()
-    with screen.stage("evaluate"):
-        metrics = reference(
-            data,
-            n=options.samples,
-            seed=options.seed,
-            classifiers=options.classifiers,
-            features=options.fid_features,
-            judges=judges,
-        )
-    facts = {
-        "method": "real",
-        "data": data.name,
-        "schema": data.schema.to_json(),
-        "guarantee": None,
-        "seed": options.seed,
-        "command": printable(["reference", *words]),
-        "seconds": {k: round(v, 3) for k, v in screen.seconds.items()},
-        "cpu_seconds": {k: round(v, 3) for k, v in screen.cpu_seconds.items()},
-        "peak_memory_mb": round(peak_memory_mb(), 1),
-    }
-    if judges.tensors:
-        write_whole(options.out / JUDGES, judges.write)
-    write_json(options.out / RUN, facts)
-    write_json(options.out / METRICS, metrics)
-    screen.result({**facts, "metrics": metrics}, "not private\n" + "\n".join(score_lines(metrics)))
-    return 0
-
-
 def seeds_command(words: list[str]) -> int:
     """Sum up runs that differ in the seed."""
     options = parse("seeds", _Seeds, words, about="Means and 95 % t-intervals over runs that differ in the seed only.")
@@ -279,30 +215,6 @@ def draw(model: Model, folder: Path, *, n: int, seed: int) -> dict[str, Any]:
     picture = png(sample_grid(batch.images, batch.labels, classes=range(min(model.schema.n_classes, 20))))
     write_whole(folder / "samples.png", lambda p: p.write_bytes(picture))
     return {}
-
-
-def reference(
-    data: DataSet | TableSet,
-    *,
-    n: int,
-    seed: int,
-    classifiers: Sequence[str],
-    features: str = "lenet",
-    judges: Judges | None = None,
-) -> dict[str, Any]:
-    """The protocol's scores of public real train records; `judges` takes in the nets that judge samples."""
-    door, test = public_door(data.train), data.test()
-    if isinstance(data, TableSet):
-        from dpgm.evaluation.tables import reference_table
-
-        return reference_table(door, test, schema=data.schema, seed=seed)
-    metrics = reference_images(door, test, schema=data.schema, seed=seed, n=n, classifiers=classifiers)
-    if judges is not None:
-        entropy_judge(test, schema=data.schema, seed=seed, judges=judges)
-    if (view := open_view(features, test, schema=data.schema, data=data.name, judges=judges)) is None:
-        return metrics
-    found, exposure = real_view(view, door, n=n, seed=seed)
-    return {**metrics, **found, "exposures": [*metrics["exposures"], exposure]}
 
 
 def measure(
