@@ -323,6 +323,9 @@ def test_a_reference_serves_many_runs(tmp_path: Path, capsys: pytest.CaptureFixt
     other = ["evaluate", str(out), "--seed", "4", "--classifiers", "logreg", "--reference", str(real)]
     assert main(other) == BAD_INPUT
     assert "reference was made with" in capsys.readouterr().err
+    (real / "run.json").write_text(json.dumps({"data": "mnist"}))
+    assert main([*other[:2], *known, "--reference", str(real)]) == BAD_INPUT
+    assert "is a reference on mnist" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_private_records_make_no_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from dpgm import artefact
-from dpgm.artefact import JUDGES, METRICS, SAMPLES, write_json, write_whole
+from dpgm.artefact import JUDGES, METRICS, RUN, SAMPLES, write_json, write_whole
 from dpgm.cli.console import Screen
 from dpgm.cli.options import Data, Flat, parse
 from dpgm.data import DataSet
@@ -269,7 +269,7 @@ def _scores(
     if model.schema.n_classes == 1 and not isinstance(data, TableSet):
         return {"sizes": {"test": len(test)}}  # nothing to tell apart
     real = public_door(data.train) if is_public(data) else None
-    kept = None if reference is None else artefact.read_json(reference / METRICS)
+    kept = None if reference is None else _kept(reference, data.name)
     if isinstance(data, TableSet):
         from dpgm.evaluation.tables import evaluate_table
 
@@ -293,6 +293,13 @@ def _scores(
     metrics["seconds"]["fidelity"] = time.perf_counter() - start
     metrics["accuracy"] |= read
     return metrics
+
+
+def _kept(reference: Path, data: str) -> dict[str, Any]:
+    """The scores in a folder of `dpgm reference`, whose records and judges must be of the same set."""
+    if (other := artefact.read_json(reference / RUN).get("data")) != data:
+        raise SchemaError(f"{reference} is a reference on {other}, the samples are of {data}; make one on {data}")
+    return artefact.read_json(reference / METRICS)
 
 
 def score_lines(metrics: dict[str, Any]) -> list[str]:
