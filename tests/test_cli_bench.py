@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dpgm.cli import OK, main
+from dpgm.cli import BAD_INPUT, OK, main
 from dpgm.evaluation.bench.spec import Spec, read_spec
 
 QUICK = Path(__file__).parents[1] / "experiments" / "quick.toml"
@@ -46,6 +46,52 @@ def test_committed_results_are_of_the_committed_experiment(capsys: pytest.Captur
     assert main([*words, "--dry-run", "--limit", "0", "--json"]) == OK, "a cell there has other options than its row"
     found = json.loads(capsys.readouterr().out)["cells"]
     assert len(found) == len(json.loads((QUICK.parent / "headline.json").read_text())["cells"])
+
+
+def test_cells_of_other_defaults_are_not_taken_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = json.loads((QUICK.parent / "headline.json").read_text())["cells"]
+    known = tmp_path / "results.json"
+    words = ["bench", str(QUICK.parent / "headline.toml"), "--known", str(known), "--dry-run", "--limit", "0"]
+    cell = next(c for c in cells if c["row"] == "pge+labeller-soft")
+    cell["config"]["labeller"]["features"] = "pixels"  # what the words do not say
+    known.write_text(json.dumps({"cells": [cell]}))
+    assert main(words) == BAD_INPUT
+    assert "other defaults (labeller.features: pixels then, scattering now)" in capsys.readouterr().err
+    del cell["config"]
+    known.write_text(json.dumps({"cells": [cell]}))
+    assert main(words) == BAD_INPUT
+
+
+TABLE = """
+data = ["people"]
+seeds = 1
+[sets.people]
+source = "people.csv"
+schema = "people.json"
+test = "people.csv"
+[[row]]
+method = "slicing"
+"""
+
+
+def test_data_on_which_nothing_can_be_scored_are_refused_before_anything_is_paid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "people.csv").write_text("a,b\n1,0\n2,1\n")
+    columns = [{"name": "a", "kind": "number", "low": 0, "high": 3}, {"name": "b", "kind": "boolean"}]
+    schema: dict[str, Any] = {"kind": "table", "columns": columns, "size": 100}
+    experiment, out = tmp_path / "experiment.toml", tmp_path / "out"
+    for text, label, said in (
+        (TABLE, None, "has no label of two or more classes"),
+        (TABLE.replace('test = "people.csv"\n', ""), "b", "has no test part"),
+    ):
+        (tmp_path / "people.json").write_text(json.dumps({**schema, "label": label}))
+        experiment.write_text(text)
+        assert main(["bench", str(experiment), "--out", str(out)]) == BAD_INPUT
+        assert said in capsys.readouterr().err
+        assert not list(out.glob("runs/*"))
+        assert main(["bench", str(experiment), "--dry-run"]) == 1
+        assert said in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 
 from dpgm.cli import main
 from dpgm.evaluation.audit import check_folder
+from dpgm.evaluation.report import write_report
 from dpgm.schema import SchemaError
 
 
@@ -64,6 +65,17 @@ def test_run_json_that_promises_more_is_found_out(folder: Path):
     assert failed(folder) == ["run.json promises what the ledger supports"]
 
 
+@pytest.mark.parametrize(
+    "change", [{"unit": "patient, with all visits"}, {"headline": "epsilon 0.01, delta 1e-9: proved"}]
+)
+def test_another_unit_or_headline_is_found_out(folder: Path, change: dict[str, str]):
+    edit(folder / "run.json", lambda v: v["guarantee"].update(change))
+    assert failed(folder) == ["run.json promises what the ledger supports"]
+    page = write_report(folder).read_text("utf-8")
+    assert "epsilon 0.01" not in page
+    assert ("protects the unit" in page) == ("unit" in change)
+
+
 def test_an_assumption_that_was_left_out_is_found_out(folder: Path):
     edit(folder / "run.json", lambda v: v["guarantee"].update(assumptions=[]))
     assert failed(folder) == ["run.json promises what the ledger supports"]
@@ -87,7 +99,7 @@ def test_a_forged_ledger_is_found_out_by_its_price(folder: Path):
 def test_a_forged_event_is_found_out_by_the_plan(folder: Path):
     """More noise than was drawn, and an epsilon that goes with it: everything but the plan agrees."""
     from dpgm.privacy import accountant
-    from dpgm.privacy.guarantee import Relation
+    from dpgm.privacy.guarantee import Guarantee, Relation
     from dpgm.privacy.mechanism import Cost
 
     def louder(entry: dict[str, Any]) -> None:
@@ -98,7 +110,12 @@ def test_a_forged_event_is_found_out_by_the_plan(folder: Path):
             entry["epsilon"] = accountant.epsilon_of(costs, delta=entry["delta"], relation=Relation.ADD_REMOVE)
 
     rechain(folder / "ledger.jsonl", louder)
-    edit(folder / "run.json", lambda v: v["guarantee"].update(epsilon=0.48))
+
+    def cheaper(value: dict[str, Any]) -> None:
+        value["guarantee"]["epsilon"] = 0.48
+        value["guarantee"]["headline"] = Guarantee.from_json(value["guarantee"]).headline()
+
+    edit(folder / "run.json", cheaper)
     assert failed(folder) == ["the method's plan is what was reserved"]
 
 

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
-from dpgm.evaluation.audit import Audit, audit_membership
+from dpgm.evaluation.audit import Audit, audit_membership, membership
 from dpgm.evaluation.audit.membership import nearest, vectors
 from dpgm.evaluation.audit.memoriser import memoriser
 from dpgm.evaluation.utility import public_door
@@ -69,6 +70,19 @@ def test_copies_are_caught_and_the_power_is_stated():
     assert not innocent.beaten, innocent.text()
     assert innocent.twin in ("samples that copy 10% of the records", "samples that copy 20% of the records")
     assert "of the members at 1 % false alarms" in innocent.text()
+    few = attack(pictures(40), pictures(40), pictures(40))
+    assert "false alarms" not in few.text()  # of 40 strangers none marks a level of one in a hundred
+    assert few.details is not None
+    assert set(few.details["nearest"]) == {"auc"}
+
+
+def test_the_interval_of_the_share_knows_that_its_level_is_estimated():
+    rng, missed = np.random.default_rng(), 0
+    true = norm.sf(norm.isf(0.01) - 2.3)
+    for _ in range(200):
+        rates = membership._rates(rng.normal(size=299) + 2.3, rng.normal(size=299))
+        missed += not rates["tpr_low"] <= true <= rates["tpr_high"]
+    assert missed <= 25  # of a 95 % interval: one run in 50,000; an interval for a known level misses 100
 
 
 def test_a_table_of_copies_is_caught_too():

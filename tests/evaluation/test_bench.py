@@ -375,6 +375,31 @@ def test_the_page_for_a_repository_says_the_same(results: dict[str, Any]) -> Non
     assert "- mnist_pge+labeller_eps1_seed0: exit code 1: boom: pge" in page
 
 
+def test_a_row_that_did_not_run_at_the_named_epsilon_shows_its_scores_only(results: dict[str, Any]) -> None:
+    for record in results["cells"]:
+        if record["row"] == "merf" and record["epsilon"] == 1:
+            record["status"] = collect.PENDING
+        if record["row"] == "pge+labeller":
+            record |= {"status": collect.DONE, "evidence": "proved", "score": 0.9, "judge": "accuracy_cnn"}
+            record |= {
+                "seconds": 9.0,
+                "cpu_seconds": 9.0,
+                "peak_memory_mb": 200.0,
+                "fid": 7.0,
+                "features": "lenet-mnist",
+            }
+    page = text.markdown({**results, "summary": collect.summary(results["cells"])})
+    assert "| merf | 81.00 (2 seeds) |  |  |  |  |  | proved |" in page
+    assert "| pge+labeller |  | 90.00 (2 seeds) | 7 | 9 s | 9 s | 200 MB | proved |" in page
+    assert "Whatever is no score is at epsilon 1." in page
+    for record in results["cells"]:
+        if record["row"] == "pge+labeller":
+            record["status"] = collect.PENDING
+    page = text.markdown({**results, "summary": collect.summary(results["cells"])})
+    assert "| merf | 81.00 (2 seeds) |  | 3.5 | 4 s |" in page
+    assert "Whatever is no score is at epsilon 0.2." in page
+
+
 def test_nothing_finished_is_a_page_too(results: dict[str, Any]) -> None:
     for record in results["cells"]:
         record["status"] = collect.PENDING

@@ -46,6 +46,16 @@ def test_five_seeds_have_an_interval(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(out.read_text()) == found
 
 
+def test_scores_of_different_kinds_have_no_mean(tmp_path: Path) -> None:
+    one, other = folder(tmp_path, 0), folder(tmp_path, 1)
+    for change in ({"epochs": 5}, {"sizes": {"test": 8}}, {"fid": {"value": 60.0, "features": "inception-x"}}):
+        metrics = json.loads((other / "metrics.json").read_text())
+        (other / "metrics.json").write_text(json.dumps(metrics | change))
+        with pytest.raises(SchemaError, match="evaluated differently"):
+            over_seeds([one, other])
+        (other / "metrics.json").write_text(json.dumps(metrics))
+
+
 def test_fewer_seeds_have_none(tmp_path: Path) -> None:
     cnn = over_seeds([folder(tmp_path, 0), folder(tmp_path, 1)])["metrics"]["accuracy"]["cnn"]
     assert set(cnn) == {"mean", "n", "values"}

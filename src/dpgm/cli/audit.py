@@ -79,8 +79,7 @@ def audit_command(words: list[str]) -> int:
         from dpgm.cli.audit_folder import audit_folder
 
         stands, text, value, screen = audit_folder(words)
-        closing = "Nothing contradicts the promise. That is no proof." if stands else "THE PROMISE DOES NOT STAND."
-        screen.result(value, f"{text}\n\n{closing} {value['seconds']:.0f} s.")
+        screen.result(value, text)
         return 0 if stands else BEATEN
     options = parse("audit", _Audit, words, about="Attack a claimed epsilon. An audit can refute; it cannot confirm.")
     if options.trials is not None and options.trials < 2:

@@ -18,7 +18,7 @@ from dpgm.cli.console import Screen
 from dpgm.cli.options import Data, Flat, parse, printable
 from dpgm.data.errors import DataError
 from dpgm.evaluation.audit import Audit, audit_membership, audit_method
-from dpgm.evaluation.audit.consistency import Check, check_folder
+from dpgm.evaluation.audit.consistency import Check, alike, check_folder
 from dpgm.evaluation.audit.methods import stages
 from dpgm.evaluation.folder import Json, read_folder, read_ledger
 from dpgm.evaluation.scores import items
@@ -31,6 +31,13 @@ from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.mechanism import Cost
 from dpgm.privacy.together import Part, reopen, shared_name
 from dpgm.schema import ImageSchema, Rows, SchemaError, schema_from_json
+
+_STANDS = "Nothing contradicts the promise. That is no proof."
+_SUSPECTED = (
+    "MEMBERS WERE FOUND MORE OFTEN THAN THE CLAIM ALLOWS. If train and held-out part are a random split of one "
+    "population, the promise does not stand; otherwise this is a reason to look."
+)
+_FALLEN = "THE PROMISE DOES NOT STAND."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +70,7 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
     """Audit the run folder that `words` begin with; write the outcome to audit.json, and the report anew.
 
     Returns:
-        whether all stands, the text, the JSON value, and the screen.
+        whether nothing speaks against it, the text, the JSON value, and the screen.
     """
     given = words
     folder = Path(words[0])
@@ -80,7 +87,8 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
             checks = check_folder(folder)
         if options.kind in ("all", "mechanism"):
             try:
-                audits += _mechanisms(options, run)
+                attacked, doubts = _mechanisms(options, run)
+                audits, skipped = audits + attacked, skipped + doubts
             except SchemaError as error:
                 if options.kind == "mechanism":
                     raise
@@ -93,7 +101,8 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
                     raise
                 skipped.append(f"membership was not looked at: {error}")
     faults = [c for c in checks if not c.passed]
-    fallen = [a for a in audits if a.beaten and a.evidence is Evidence.PROVED]
+    beaten = [a for a in audits if a.beaten and a.evidence is Evidence.PROVED]
+    fallen = [a for a in beaten if a.kind != "membership"]  # that rests on a random split, which the data may not be
     value = {
         "command": printable(["audit", *given]),
         "consistent": not faults,
@@ -109,7 +118,9 @@ def audit_folder(words: list[str]) -> tuple[bool, str, dict[str, Any], Screen]:
     afterwards.report(folder)
     lines = [f"{'ok   ' if c.passed else 'FAULT'} {c.name}: {c.found}" for c in checks]
     blocks = ["\n".join(lines)] * bool(lines) + [a.text() for a in audits] + skipped
-    return not (faults or fallen), "\n\n".join(blocks), value, screen
+    closing = _FALLEN if faults or fallen else _SUSPECTED if beaten else _STANDS
+    blocks += [f"{closing} {value['seconds']:.0f} s."]
+    return not (faults or beaten), "\n\n".join(blocks), value, screen
 
 
 def _way(audit: Json) -> str:
@@ -132,15 +143,31 @@ def _beside(value: Json, before: Json, tried: set[str]) -> Json:
     }
 
 
-def _mechanisms(options: _Folder, run: dict[str, Any]) -> list[Audit]:
+def _mechanisms(options: _Folder, run: dict[str, Any]) -> tuple[list[Audit], list[str]]:
+    """The attacks, on a plan for few made-up records, and in what that plan is not the run's."""
     method = artefact.method_from_json(run["config"])
     if (options.folder / artefact.RELEASE).exists():
         method = method.reopened(artefact.load_release(options.folder).tensors)
     promise = run["guarantee"]
     budget = Budget(epsilon=promise["epsilon"], delta=promise["delta"])
     relation, kind = Relation(promise["relation"]), type(schema_from_json(run["schema"]))
-    small = next(s for s in stages(method) if isinstance(s, kind))  # pictures and tables are asked otherwise
-    return audit_method(method, budget=budget, relation=relation, schema=small, trials=options.trials)
+    small: Any = next(s for s in stages(method) if isinstance(s, kind))  # pictures and tables are asked otherwise
+    found = audit_method(method, budget=budget, relation=relation, schema=small, trials=options.trials)
+    here = {cost.name: (cost, n) for cost, n in method.plan(small, relation=relation, budget=budget).costs()}
+    other: list[str] = []
+    absent: list[str] = []
+    for cost, n in _costs(options.folder)[1]:
+        if (beside := here.get(cost.name)) is None:
+            absent.append(cost.name)
+        elif n != beside[1] or not alike(cost.event, beside[0].event):
+            other.append(cost.name)
+    doubts = [f"of the run's mechanisms these were not attacked: {', '.join(absent)}"] if absent else []
+    if other:
+        doubts.append(
+            f"attacked with another noise or number of calls than the run's: {', '.join(other)}; the attack's plan "
+            f"is for {small.size or 'few'} made-up records and the whole budget"
+        )
+    return found, doubts
 
 
 def _membership(options: _Folder, run: dict[str, Any]) -> Audit:

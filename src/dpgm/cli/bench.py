@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,15 @@ from typing import Any, Literal
 
 import tyro
 
-from dpgm.artefact import read_json, write_json, write_whole
+from dpgm.artefact import RUN, read_json, write_json, write_whole
 from dpgm.cli.console import Screen
 from dpgm.cli.options import parse, printable
-from dpgm.cli.pipeline import price
+from dpgm.cli.pipeline import check_scored, price, settings
 from dpgm.evaluation.bench import board, collect, text
 from dpgm.evaluation.bench.cell import Workshop, end_all, lasting
 from dpgm.evaluation.bench.executor import Executor, LocalExecutor, RayExecutor
 from dpgm.evaluation.bench.spec import Cell, read_spec
+from dpgm.evaluation.folder import without_paths
 from dpgm.schema import SchemaError
 
 
@@ -73,7 +74,7 @@ def bench_command(words: list[str]) -> int:
         raise SchemaError("give --out FOLDER for the results, or --dry-run to see the cells")
     workshop = experiment.workshop
     with _alone(workshop.out):
-        workshop.check(experiment.cells)
+        experiment.check()
         write_whole(workshop.out / "experiment.toml", lambda p: p.write_bytes(options.experiment.read_bytes()))
         try:
             experiment.run()
@@ -109,6 +110,7 @@ class _Experiment:
     def __init__(self, options: _Bench, workshop: Workshop, screen: Screen) -> None:
         self.options, self.workshop, self.screen = options, workshop, screen
         self.cells = workshop.spec.cells()
+        self.settings: dict[tuple[Any, ...], dict[str, Any]] = {}
         names = sorted({row.name for row in workshop.spec.rows})
         if strange := sorted(set(options.rows) - set(names)):
             raise SchemaError(f"the experiment has no row {', '.join(strange)}; its rows are {', '.join(names)}")
@@ -126,6 +128,30 @@ class _Experiment:
             left.sort(key=lambda c: rows.index(c.row.name))
         real = [r for c in left if (r := self.workshop.spec.reference(c)) and not self.workshop.finished(r)]
         return list({c.id: c for c in [*real, *left]}.values())[: self.options.limit]
+
+    def check(self) -> None:
+        """Refuse a folder with results of other options or defaults, and data on which nothing can be scored.
+
+        Raises:
+            SchemaError: before any cell runs.
+        """
+        self.workshop.check(self.cells)
+        for cell in self.cells:
+            if self.workshop.finished(cell) and (
+                other := self._other(cell, read_json(self.workshop.folder(cell) / RUN))
+            ):
+                raise SchemaError(f"{cell.id} was run with other defaults ({other}); give the experiment another --out")
+        for cell in {c.data: c for c in self.todo() if not c.row.is_real}.values():
+            check_scored(self.workshop.words(cell)[1:])
+
+    def _other(self, cell: Cell, run: Mapping[str, Any]) -> str:
+        """In what the method that was run differs from the one that the cell's words build now; "" if in nothing."""
+        if cell.row.is_real:
+            return ""
+        key = (cell.row.name, cell.data, cell.epsilon)
+        if key not in self.settings:
+            self.settings[key] = without_paths(settings(self.workshop.words(cell)[1:]))
+        return ", ".join(_differences(without_paths(run.get("config") or {}), self.settings[key]))
 
     def run(self) -> None:
         """Run what is to run now; the table is written after each cell."""
@@ -202,8 +228,22 @@ class _Experiment:
                     if was != now:
                         changed = " ".join(sorted(set(was) ^ set(now))) or "in another order"
                         raise SchemaError(f"{path}: {cell.id} was run with other options ({changed}); take it out")
+                    if other := self._other(cell, record):
+                        raise SchemaError(f"{path}: {cell.id} was run with other defaults ({other}); take it out")
                     found[cell.id] = record
         return found
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
+    """The options in which two configurations of a method differ."""
+    found: list[str] = []
+    for name in dict.fromkeys([*was, *now]):
+        one, other = was.get(name), now.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += _differences(one, other, f"{within}{name}.")
+        elif one != other:
+            found.append(f"{within}{name}: {one} then, {other} now")
+    return found
 
 
 def _expected(row: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from dpgm.methods.base import Method
 from dpgm.methods.fit import check_public
 from dpgm.methods.options import LabelMode, check_count, check_takes
 from dpgm.privacy.guarantee import PrivacyError, check_allowed, large_delta
-from dpgm.schema import SchemaError
+from dpgm.schema import SchemaError, TableSchema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,10 @@ def price(words: list[str]) -> dict[str, Any]:
     """What the command `run` with these words would promise and take: {seconds, memory_mb, headline}, or {error}."""
     try:
         options, method = _parse("run", Run, words, "")
-        schema: Any = options.data.open().schema
+        data = options.data.open()
+        schema: Any = data.schema
         check_takes(method, schema)
+        _check_scored(data)
         privacy = options.privacy
         plan = method.plan(schema, relation=RELATIONS[privacy.relation], budget=privacy.budget(schema))
         check_allowed(plan.guarantee(), privacy.allow)
@@ -131,6 +133,23 @@ def price(words: list[str]) -> dict[str, Any]:
     except SystemExit:  # the parser has said what is wrong
         return {"seconds": 0.0, "error": "an option is wrong; see above"}
     return {"seconds": plan.seconds, "memory_mb": plan.memory_mb, "headline": plan.guarantee().headline()}
+
+
+def settings(words: list[str]) -> dict[str, Any]:
+    """The method that the command `run` with these words would fit, with all its options; run.json says `config`."""
+    return _parse("run", Run, words, "")[1].to_json()
+
+
+def check_scored(words: list[str]) -> None:
+    """Refuse data on which the command `run` with these words could score nothing; no row is read."""
+    _check_scored(_parse("run", Run, words, "")[0].data.open())
+
+
+def _check_scored(data: Any) -> None:
+    if not data.has_test:
+        raise SchemaError(f"{data.name} has no test part to score on; give one (test) or hold one out (test_fraction)")
+    if (data.schema.label is None) if isinstance(data.schema, TableSchema) else data.schema.n_classes < 2:
+        raise SchemaError(f"{data.name} has no label of two or more classes; scores are those of classifiers: name one")
 
 
 def fit_command(words: list[str]) -> int:

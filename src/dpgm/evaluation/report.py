@@ -15,7 +15,7 @@ from dpgm.evaluation.curve import HEIGHT, WIDTH, curves
 from dpgm.evaluation.folder import Folder, Json, ReportError, evidence_of, read_folder
 from dpgm.evaluation.scores import BESIDE_PRIVATE, is_number, items, mapping, others, panels, percent, show
 from dpgm.evaluation.table_figures import figures
-from dpgm.privacy.guarantee import Evidence, Source, ceil_digits
+from dpgm.privacy.guarantee import Evidence, Guarantee, Source, ceil_digits
 
 __all__ = ["ReportError", "render", "write_report"]
 
@@ -67,7 +67,7 @@ def view(folder: Folder) -> Json:
         "time": (folder.ledger or [{}])[0].get("time", "")[:10] if folder.ledger else "",
         **promise,
         "guarantee": guarantee,
-        "headline": guarantee.get("headline", ""),
+        "headline": _headline(guarantee),
         "summary": wording.summary(promise["void"], promise["evidence"], _accesses(folder), metrics, exposures),
         "exposures": exposures,
         "looks": looks,
@@ -104,6 +104,14 @@ def view(folder: Folder) -> Json:
 # The promise
 
 
+def _headline(guarantee: Json) -> str:
+    """The line that the stored values make; a stored line could say anything."""
+    try:
+        return Guarantee.from_json(guarantee).headline()
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return ""
+
+
 def _promise(folder: Folder) -> Json:
     """Evidence and epsilon as far as run.json *and* ledger support them."""
     guarantee = mapping(folder.run.get("guarantee"))
@@ -124,6 +132,9 @@ def _promise(folder: Folder) -> Json:
     if reserved is not None and is_number(epsilon) and reserved > epsilon * (1 + 1e-6):
         doubts.append(f"run.json states epsilon {ceil_digits(epsilon)}, the ledger reserved {ceil_digits(reserved)}.")
         epsilon = reserved
+    units = [str(e.get("unit")) for e in (folder.ledger or [])[:1]]
+    if guarantee and units and (unit := guarantee.get("unit", "record")) != units[0]:
+        doubts.append(f"run.json protects the unit “{unit}”, the ledger “{units[0]}”.")
     for attack in _attacks(folder.audit):
         if attack["beaten"] and attack["kind"] == "membership":  # rests on a random split, which the data may not be
             doubts.append(f"Members were found more often than the claim allows: {attack['name']}.")

@@ -14,7 +14,9 @@ Json: TypeAlias = dict[str, Any]
 
 _SAME = ("method", "config", "data", "schema")
 _PROMISE = ("epsilon", "delta", "relation", "unit", "evidence")
-_FIXED = ("sizes", "epochs", "exposures", "figures", "n", "features", "reference", "low", "high", "beside")
+_TERMS = ("sizes", "epochs", "n", "features", "reference")
+"""Keys of metrics that say how they were measured: a mean over measurements of different kinds says nothing."""
+_FIXED = (*_TERMS, "exposures", "figures", "low", "high", "beside")
 """Keys of metrics that are no measurements: kept where all runs agree, and left out where they do not."""
 
 
@@ -30,7 +32,8 @@ def over_seeds(folders: Sequence[Path]) -> Json:
         number of metrics and costs as `summarise` gives it: {`mean`, `low`, `high`, `n`} from five seeds on.
 
     Raises:
-        SchemaError: no folder, folders that differ in more than the seed, or a seed that occurs twice.
+        SchemaError: no folder, folders that differ in more than the seed or were evaluated differently, or a seed that
+            occurs twice.
     """
     if not folders:
         raise SchemaError("there are no run folders; give at least one, better five: dpgm seeds run0 run1 ... run4")
@@ -68,11 +71,20 @@ def _merge(values: Sequence[Mapping[str, Any]]) -> Json:
         if key in _FIXED:
             if all(v == value for v in every):
                 found[key] = value
+            elif key in _TERMS:
+                raise SchemaError(
+                    f"the runs were evaluated differently: '{key}' is {' and '.join(map(str, _different(every)))}; "
+                    "evaluate them alike (dpgm sample, dpgm evaluate), then take their mean"
+                )
         elif isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in every):
             found[key] = _merge([v for v in every if v is not None])
         elif all(isinstance(v, int | float) and not isinstance(v, bool) for v in every):
             found[key] = summarise([float(v) for v in every if v is not None])
     return found
+
+
+def _different(values: Sequence[Any]) -> list[Any]:
+    return [v for i, v in enumerate(values) if v not in values[:i]]
 
 
 def lines(result: Json) -> list[str]:

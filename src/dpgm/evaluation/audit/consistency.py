@@ -117,8 +117,12 @@ def _price(facts: dict[str, Any]) -> str:
 
 def _promise(facts: dict[str, Any]) -> str:
     """run.json against what the ledger supports."""
-    _same(Guarantee.from_json(facts["run"]["guarantee"]), facts, "run.json")
-    return f"{facts['run']['guarantee']['headline'].split(', assuming')[0]}"
+    stated = Guarantee.from_json(facts["run"]["guarantee"])
+    _same(stated, facts, "run.json")
+    line, said = stated.headline(), facts["run"]["guarantee"].get("headline")
+    if said != line:
+        raise _Fault(f"run.json has the headline '{said}'; what it states makes '{line}'")
+    return line.split(", assuming")[0]
 
 
 def _release(facts: dict[str, Any]) -> str:
@@ -144,7 +148,7 @@ def _plan(facts: dict[str, Any]) -> str:
         plan = method.plan(schema, relation=facts["relation"], budget=budget)
     fresh, held = plan.costs(), facts["plans"].get("fit", [])
     for (cost, n), (kept, m) in zip(fresh, held, strict=False):
-        if (cost.name, cost.evidence, n) != (kept.name, kept.evidence, m) or not _alike(cost.event, kept.event):
+        if (cost.name, cost.evidence, n) != (kept.name, kept.evidence, m) or not alike(cost.event, kept.event):
             raise _Fault(
                 f"'{method.name}' would ask {n} x {cost.name}, {cost.event} ({cost.evidence.word}); the ledger holds "
                 f"{m} x {kept.name}, {kept.event} ({kept.evidence.word})"
@@ -180,6 +184,8 @@ def _same(stated: Guarantee, facts: dict[str, Any], where: str) -> None:
         weakest = min(weakest, Evidence.UNSUPPORTED)
     for fault in _differences(stated, total, opened["delta"], facts["relation"], weakest):
         raise _Fault(f"{where} {fault}")
+    if stated.unit != opened["unit"]:
+        raise _Fault(f"{where} protects the unit '{stated.unit}'; the ledger's is '{opened['unit']}'")
     needed = dict.fromkeys(a for c, _ in costs for a in c.assumptions)
     if left_out := [a for a in needed if a not in stated.assumptions]:
         raise _Fault(f"{where} leaves out what the ledger assumes: {'; '.join(left_out)}")
@@ -194,7 +200,7 @@ def _differences(stated: Guarantee, total: float, delta: float, relation: Relati
         yield f"says '{stated.evidence.word}'; the ledger supports '{weakest.word}'"
 
 
-def _alike(one: object, other: object) -> bool:
+def alike(one: object, other: object) -> bool:
     """Events of one kind and, nearly, of the same numbers: another version may calibrate to other last digits."""
     numbers = [list(dataclasses.asdict(e).values()) for e in (one, other)]  # pyright: ignore[reportArgumentType]
     return type(one) is type(other) and all(_near(a, b) for a, b in zip(*numbers, strict=True))

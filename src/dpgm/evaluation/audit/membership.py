@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binom
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,6 +28,7 @@ COPIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the records that memorising twins copy into their samples."""
 REASON = "membership inference: train records beside held-out ones, against the samples"
 _NEAR, _SIDE, _TINY = 10, 32, 1e-9
+_ALARM, _TAIL = 0.01, 0.0125
 
 Odds = Callable[[NDArray[np.uint8]], NDArray[Any] | None]
 
@@ -100,6 +102,7 @@ def audit_membership(
     none = "none, not even samples that copy all records"
     twin = f"samples that copy {caught[0]:.0%} of the records" if caught else none
     rates = {k: _rates(s[:m], s[m:]) for k, s in scores.items()}
+    rate = rates["nearest"]
     words = f"1 run, {m:,} pairs; {guesses.right:,} of {guesses.made:,} guesses right (by {which})"
     return Audit(
         name=f"{name}, {guarantee.relation.value} at epsilon {guarantee.epsilon:.4g}, delta {guarantee.delta:g}",
@@ -114,7 +117,7 @@ def audit_membership(
         pair="a train record or a held-out one of its class, if the two parts are a random split of one population",
         twin=twin,
         kind="membership",
-        how=f"{words}; {rates['nearest']['tpr']:.1%} of the members at 1 % false alarms",
+        how=words + (f"; {rate['tpr']:.1%} of the members at 1 % false alarms" if "tpr" in rate else ""),
         details=rates,
     )
 
@@ -205,18 +208,27 @@ def _replaced(claim: Claim, guarantee: Guarantee, pairs: int, alarm: float) -> t
 
 
 def _rates(members: Array, strangers: Array) -> dict[str, float]:
-    """Share of members found at 1 % false alarms with its 95 % interval, and the area under the curve."""
-    level = np.quantile(strangers, 0.99)
-    hits = int((members > level).sum())
-    low, high = clopper_pearson(hits, len(members), 0.025)
-    ranks = np.searchsorted(np.sort(strangers), members, side="left") + np.searchsorted(
-        np.sort(strangers), members, side="right"
-    )
-    return {
-        "tpr": hits / len(members),
-        "tpr_low": float(low),
-        "tpr_high": float(high),
-        "auc": float(ranks.mean() / (2 * len(strangers))),
+    """Area under the curve and, from 99 pairs on, the share of members above the level of 1 % false alarms.
+
+    The level is the order statistic of the strangers that a further one exceeds with probability `false_alarms`.
+    The 95 % interval is of the share above the true level: half of its error goes to where that lies.
+    """
+    n, ordered = len(members), np.sort(strangers)
+    ranks = np.searchsorted(ordered, members, side="left") + np.searchsorted(ordered, members, side="right")
+    found = {"auc": float(ranks.mean() / (2 * len(strangers)))}
+    kth = math.floor((len(strangers) + 1) * _ALARM)
+    if kth < 1:
+        return found
+    levels = np.concatenate([[-np.inf], ordered, [np.inf]])[::-1]  # levels[r]: the r-th largest
+    above = binom(len(strangers), _ALARM)
+    high = int(above.ppf(_TAIL))  # P(fewer than `high` of them above the true level) <= _TAIL
+    low = int(above.isf(_TAIL)) + 1  # P(as many as `low`) <= _TAIL
+    hits = [int((members > levels[r]).sum()) for r in (high, kth, low)]
+    return found | {
+        "tpr": hits[1] / n,
+        "tpr_low": float(clopper_pearson(hits[0], n, _TAIL)[0]),
+        "tpr_high": float(clopper_pearson(hits[2], n, _TAIL)[1]),
+        "false_alarms": kth / (len(strangers) + 1),
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from dpgm.artefact import METRICS, RUN, read_json, write_whole
 from dpgm.evaluation.bench.cell import Workshop
 from dpgm.evaluation.bench.spec import Cell
+from dpgm.evaluation.folder import without_paths
 from dpgm.evaluation.utility import summarise
 
 Json: TypeAlias = dict[str, Any]
@@ -66,6 +67,7 @@ def _facts(run: Mapping[str, Any]) -> Json:
         **{f"seconds_{k}": v for k, v in seconds.items()},
         "peak_memory_mb": run["peak_memory_mb"],
         "command": run["command"],
+        "config": without_paths(run.get("config", {})),
     }
 
 
@@ -147,7 +149,7 @@ def machine(threads: int, jobs: int) -> Json:
 
 def write_table(found: Sequence[Json], folder: Path) -> Path:
     """Write results.parquet, or results.csv where pyarrow is missing; returns the file."""
-    names = list(dict.fromkeys(k for record in found for k in record))
+    names = list(dict.fromkeys(k for record in found for k in record if k != "config"))  # a table has flat values
     if find_spec("pyarrow") is None:
         path = folder / "results.csv"
         write_whole(path, lambda p: _write_csv(p, names, found))
@@ -163,6 +165,6 @@ def write_table(found: Sequence[Json], folder: Path) -> Path:
 
 def _write_csv(path: Path, names: Sequence[str], found: Sequence[Json]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)

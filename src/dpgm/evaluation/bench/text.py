@@ -25,8 +25,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{machine['processor']}, {_count(machine['cores'], 'core')}, {_count(machine['jobs'], 'run')} at a time with "
         f"{_count(machine['threads'], 'thread')} each; Python {machine['python']}, dpgm {machine['dpgm']}, "
         f"torch {machine['torch']}. {done}; together they took {duration(results['wall_seconds'])}. {sizes(results)}; "
-        "train on synthetic, test on real. Time is from reading the data to having the samples; seconds of CPU count "
-        "all cores.",
+        "train on synthetic, test on real. Time is from reading the data to having the samples, without what a killed "
+        "attempt has spent; seconds of CPU count all cores.",
         "",
     ]
     for data in dict.fromkeys(line["data"] for line in results["summary"]):
@@ -43,19 +43,22 @@ def _table(data: str, lines: list[dict[str, Any]]) -> list[str]:
     for line in lines:
         if line["n"]:
             rows.setdefault(line["row"], {})[line["epsilon"]] = line
+    there = sorted({x["epsilon"] for x in lines if x["n"] and x["epsilon"] is not None})
+    shown = 1.0 if 1.0 in there else there[0] if there else None
     measure, close = closeness(lines)
     seen = [close] if close else []
     head = ["row", *(f"epsilon {e:g}" for e in epsilons), *seen, "time", "CPU", "memory", "evidence"]
     out = [f"## {data}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, at in rows.items():
         scores = [_score(at.get(e) or at.get(None)) for e in epsilons]
-        first = next(at[e] for e in (None, 1.0, *epsilons) if e in at)
-        costs = [duration(first[k]["mean"]) if first["epsilon"] else "" for k in ("seconds", "cpu_seconds")]
-        memory = f"{first['peak_memory_mb']['mean']:.0f} MB"
-        cells = [name, *scores, *(number(first.get(measure)) for _ in seen), *costs, memory, first["evidence"]]
+        first = at.get(None) or at.get(shown) or {}  # a row without a run at this epsilon shows scores only
+        timed = first if first.get("epsilon") else {}
+        costs = [duration(timed[k]["mean"]) if k in timed else "" for k in ("seconds", "cpu_seconds")]
+        memory = f"{first['peak_memory_mb']['mean']:.0f} MB" if first else ""
+        evidence = next(iter(at.values()))["evidence"]
+        cells = [name, *scores, *(number(first.get(measure)) for _ in seen), *costs, memory, evidence]
         out.append(f"| {' | '.join(cells)} |")
-    shown = f"{1 if 1.0 in epsilons else epsilons[0]:g}" if epsilons else ""
-    return [*out, "", *([f"Whatever is no score is at epsilon {shown}.", ""] if shown else [])]
+    return [*out, "", *([] if shown is None else [f"Whatever is no score is at epsilon {shown:g}.", ""])]
 
 
 def _count(n: int, thing: str) -> str:
