@@ -18,6 +18,7 @@ from dpgm.artefact import write_json
 from dpgm.cli import BAD_INPUT, COMMANDS, INTERRUPTED, OK, REFUSED, USAGE, main
 from dpgm.cli.options import printable
 from dpgm.evaluation.bench.spec import read_spec
+from dpgm.methods.embedding import DPMERF
 
 SMALL = ["--dim", "200", "--steps", "20", "--samples", "60"]
 
@@ -366,6 +367,7 @@ def test_a_bench_takes_over_what_is_known_from_elsewhere(tmp_path: Path, capsys:
             **record,
             **{"cell": c.id, "data": c.data, "row": c.row.name, "epsilon": c.epsilon, "method": c.row.method},
             "command": printable(spec.words(c, data_dir=Path("/far/away"), out=Path("/else/where"))),
+            "config": DPMERF().to_json(),
         }
         for c in spec.cells()
     ]

@@ -137,9 +137,8 @@ class _Experiment:
         """
         self.workshop.check(self.cells)
         for cell in self.cells:
-            if self.workshop.finished(cell) and (
-                other := self._other(cell, read_json(self.workshop.folder(cell) / RUN))
-            ):
+            there = self.workshop.finished(cell)
+            if there and (other := self._other(cell, read_json(self.workshop.folder(cell) / RUN))):
                 raise SchemaError(f"{cell.id} was run with other defaults ({other}); give the experiment another --out")
         for cell in {c.data: c for c in self.todo() if not c.row.is_real}.values():
             check_scored(self.workshop.words(cell)[1:])
@@ -151,7 +150,9 @@ class _Experiment:
         key = (cell.row.name, cell.data, cell.epsilon)
         if key not in self.settings:
             self.settings[key] = without_paths(settings(self.workshop.words(cell)[1:]))
-        return ", ".join(_differences(without_paths(run.get("config") or {}), self.settings[key]))
+        if "config" not in run:
+            return "they are not recorded"
+        return ", ".join(_differences(without_paths(run["config"]), self.settings[key]))
 
     def run(self) -> None:
         """Run what is to run now; the table is written after each cell."""
@@ -229,7 +230,9 @@ class _Experiment:
                         changed = " ".join(sorted(set(was) ^ set(now))) or "in another order"
                         raise SchemaError(f"{path}: {cell.id} was run with other options ({changed}); take it out")
                     if other := self._other(cell, record):
-                        raise SchemaError(f"{path}: {cell.id} was run with other defaults ({other}); take it out")
+                        raise SchemaError(
+                            f"{path}: {cell.id} was run with other or unknown defaults ({other}); take it out"
+                        )
                     found[cell.id] = record
         return found
 
