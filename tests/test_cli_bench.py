@@ -56,11 +56,11 @@ def test_cells_of_other_defaults_are_not_taken_over(tmp_path: Path, capsys: pyte
     cell["config"]["labeller"]["features"] = "pixels"  # what the words do not say
     known.write_text(json.dumps({"cells": [cell]}))
     assert main(words) == BAD_INPUT
-    assert "unknown defaults (labeller.features: pixels then, scattering now)" in capsys.readouterr().err
+    assert "other defaults (labeller.features: pixels then, scattering now)" in capsys.readouterr().err
     del cell["config"]
     known.write_text(json.dumps({"cells": [cell]}))
     assert main(words) == BAD_INPUT
-    assert "not recorded" in capsys.readouterr().err
+    assert "none are recorded" in capsys.readouterr().err
 
 
 TABLE = """

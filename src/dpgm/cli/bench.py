@@ -151,7 +151,7 @@ class _Experiment:
         if key not in self.settings:
             self.settings[key] = without_paths(settings(self.workshop.words(cell)[1:]))
         if "config" not in run:
-            return "they are not recorded"
+            return "unknown: none are recorded"
         return ", ".join(_differences(without_paths(run["config"]), self.settings[key]))
 
     def run(self) -> None:
@@ -230,9 +230,7 @@ class _Experiment:
                         changed = " ".join(sorted(set(was) ^ set(now))) or "in another order"
                         raise SchemaError(f"{path}: {cell.id} was run with other options ({changed}); take it out")
                     if other := self._other(cell, record):
-                        raise SchemaError(
-                            f"{path}: {cell.id} was run with other or unknown defaults ({other}); take it out"
-                        )
+                        raise SchemaError(f"{path}: {cell.id} was run with other defaults ({other}); take it out")
                     found[cell.id] = record
         return found
 
