@@ -142,6 +142,17 @@ def test_what_is_refused_says_what_to_do(folder: Path, tmp_path: Path, capsys: p
     assert main(words(folder, tmp_path / "e", "--mode", "full-rank", "--relation", "replace", "--steps", "3")) == OK
 
 
+def test_a_part_drawn_by_a_hash_has_no_public_number(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A replaced record may leave the train part, and a release of one row for each of its records would tell."""
+    rows = ["--mode", "full-rank", "--relation", "replace", "--test-fraction", "0.2"]
+    line = words(folder, tmp_path / "a", *rows)
+    assert main(line) == REFUSED
+    assert "depends on what the records are" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "a").exists()
+
+
 def test_figures_take_nothing_for_granted() -> None:
     assert figures(None) == ""
     assert figures({"columns": []}) == ""

@@ -69,6 +69,28 @@ def test_frames_have_their_types_back(csv: Path) -> None:
     assert np.array_equal(to_numbers(shuffled, SCHEMA), table, equal_nan=True)
 
 
+def test_one_gap_changes_no_other_code() -> None:
+    """A gap makes floats of whole numbers, and long ones then read otherwise."""
+    long = str(2**53 + 1)
+    schema = TableSchema(columns=(Column(name="id", kind="category", values=(long, "7"), missing=True),))
+    frame = pd.DataFrame({"id": [int(long), 7]})
+    for some in (frame, pd.concat([frame, pd.DataFrame({"id": [None]})], ignore_index=True).astype(float)):
+        with pytest.raises(DataError, match="give the column as texts"):
+            to_numbers(some, schema)
+    assert to_numbers(frame.astype(str), schema)[:, 0].tolist() == [0, 1]
+
+
+def test_a_number_reads_alike_whatever_dtype_the_others_give_its_column() -> None:
+    few = np.array([0.1, 0.7], np.float32)
+    numbers = TableSchema(columns=(Column(name="x", kind="number", low=0, high=1),))
+    forms = [pd.DataFrame({"x": few}), pd.DataFrame({"x": few.astype(object)}), pd.DataFrame({"x": [*few, 0.5]})]
+    for frame in forms:
+        assert to_numbers(frame, numbers)[:2, 0].tolist() == few.astype(float).tolist()
+    codes = TableSchema(columns=(Column(name="x", kind="category", values=("0.1", "0.7"), missing=True),))
+    for frame in forms:
+        assert np.isnan(to_numbers(frame, codes)[:2, 0]).all()
+
+
 @pytest.mark.parametrize("dtype", ["category", "object", "str"])
 def test_declared_dtypes_are_restored(dtype: str) -> None:
     schema = TableSchema(columns=(Column(name="c", kind="category", values=("a", "b"), missing=True, dtype=dtype),))

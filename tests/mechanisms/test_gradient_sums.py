@@ -231,6 +231,21 @@ def test_rounding_lifts_no_record_above_its_bound(engine):
         assert norms().max() > 1
 
 
+@pytest.mark.parametrize("engine", ["layers", "vmap"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_small_errors_that_meet_large_inputs_are_clipped(engine, bias):
+    """The square of 2e-23 is no float32: a norm of inputs times a norm of errors would be 0, and nothing clipped."""
+    for net, x in (
+        (nn.Linear(3, 2, bias=bias), torch.full((2, 3), 1e18)),
+        (nn.Sequential(nn.Linear(20, 30, bias=bias), nn.Flatten()), torch.full((2, 2, 20), 1e18)),
+        (nn.Sequential(nn.Conv2d(8, 40, 3, bias=bias), nn.Flatten()), torch.full((2, 8, 5, 5), 1e18)),
+    ):
+        total = clipped_gradient_sum(
+            lambda net, x: 2e-23 * net(x).flatten(1).sum(1), net, (x,), clip_norm=1e-6, engine=engine
+        )
+        assert 1.99e-6 < total.double().norm() <= 2e-6
+
+
 class Trailing(nn.Module):
     """Adds a ten-thousandth of the record before to each: the first one hears of nobody."""
 
@@ -301,7 +316,7 @@ def test_layers_that_are_changed_in_place_are_left_to_vmap():
         clipped_gradient_sum(squared, net, records, clip_norm=1.0, engine="layers")
 
 
-@pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan"), {}, {"0.": 1.0}])
+@pytest.mark.parametrize("bound", [0.0, 1e-25, -1.0, float("inf"), float("nan"), {}, {"0.": 1.0}])
 def test_bounds_that_bound_nothing_are_refused(bound):
     with pytest.raises(PrivacyError, match="clip_norm"):
         clipped_gradient_sum(squared, fresh(mlp()), CASES["mlp"][1](2), clip_norm=bound)

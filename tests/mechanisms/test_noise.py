@@ -398,6 +398,14 @@ def chi_square(draws: np.ndarray, variance: float) -> float:
     return float(stats.chi2.sf(((seen[ok] - wanted[ok]) ** 2 / wanted[ok]).sum(), ok.sum() - 1))
 
 
+def test_discrete_noise_meets_its_count_as_a_whole_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A float of the noise alone would be rounded first, and the count would be seen in the last bits of the sum."""
+    monkeypatch.setattr(noise_module, "_discrete_gaussian", lambda variance, noise: 2**53 + 1)
+    rows = Rows(label=np.array([0, 0, 0]))
+    answer = DiscreteGaussian(query=Histogram(column="label", bins=2), sigma=2.0**54)(rows, NoiseSource())
+    assert answer.tolist() == [2**53 + 4, 2**53]  # each rounded once, from 2^53 + 4 and 2^53 + 1
+
+
 @pytest.mark.parametrize("variance", [Fraction(1, 4), Fraction(2), Fraction(121, 10)])
 def test_discrete_gaussian_has_its_exact_mass(variance: Fraction) -> None:
     # H0: mass proportional to exp(-z^2 / 2 variance); 6,000 draws. Power: a third less variance is rejected (1 - 1e-6).

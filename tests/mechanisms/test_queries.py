@@ -13,12 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
 
-from dpgm.mechanisms.moments import SecondMoment
+from dpgm.mechanisms.cells import AboutCentres, CellMoments
+from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
+from dpgm.mechanisms.latents import DecoderGradient, LocalInference
+from dpgm.mechanisms.moments import CodeMoments, SecondMoment
 from dpgm.mechanisms.pixels import PooledPixels
 from dpgm.mechanisms.queries import ClippedSum, Histogram, MeanEmbedding, clip_rows, total
+from dpgm.mechanisms.scatter import CellScatter
 from dpgm.privacy.guarantee import PrivacyError, Relation
-from dpgm.privacy.mechanism import Array, Query
+from dpgm.privacy.mechanism import REAL_ARITHMETIC, Array, Query
 from dpgm.schema import ImageSchema, Rows
 from dpgm.testing import check_query, images, vectors
 
@@ -311,3 +317,31 @@ def test_a_map_from_outside_is_assumed_to_treat_each_record_alone() -> None:
         assert SecondMoment(vectors=vectors_of, dim=3, radius=1.0).assumptions() == (said,)
     schema = ImageSchema(height=8, width=8, channels=1, classes=("a", "b"))
     assert SecondMoment(vectors=PooledPixels(schema=schema), dim=64, radius=1.0).assumptions() == ()
+    assert CodeMoments(codes=lambda rows: rows["x"], latent=3, n_classes=2, radius=1.0).assumptions() == (said,)
+    assert CodeMoments(codes=None, latent=3, n_classes=2, radius=1.0).assumptions() == ()
+    own: Any = PooledPixels(schema=schema)
+    for kind in (CellMoments, CellScatter):
+        one: dict[str, Any] = {"dim": 64, "n_cells": 2, "radius": 1.0, "rests_on": ("so it is",)}
+        assert kind(look=lambda rows: (rows["label"], rows["x"]), **one).assumptions() == ("so it is", said)
+        assert kind(look=AboutCentres(encoder=lambda images: images.astype(float)), **one).assumptions() == ("so it is", said)
+        assert kind(look=AboutCentres(encoder=own), **one).assumptions() == ("so it is",)
+
+
+def test_a_task_assumes_what_comes_before_its_net() -> None:
+    said = "the map of records to vectors treats each record alone"
+    own = {"module": nn.Linear(4, 3), "loss": functional.cross_entropy, "clip_norm": 1.0}
+    coupled = ModuleGradient(**own, inputs=lambda x, y, coins: (x.flatten(1) - x.flatten(1).mean(0), y))
+    assert coupled.assumptions() == (said,)
+    assert ModuleGradient(**own).assumptions() == ()
+    step = PoissonGradient(rate=0.1, noise_multiplier=1.0, size=100, task=coupled)
+    assert step.cost(ADD).assumptions == (REAL_ARITHMETIC, said)
+    priced = PoissonGradient(rate=0.1, noise_multiplier=1.0, size=100, rests_on=(said,))
+    assert priced.cost(ADD) == step.cost(ADD), "who plans it says so beforehand"
+    for source, found in ((LocalInference(latent=2, start=lambda x, y: x), (said,)), (LocalInference(latent=2), ())):
+        assert DecoderGradient(decoder=nn.Linear(2, 4), source=source, clip_norm=1.0).assumptions() == found
+
+
+def test_bounds_below_what_a_float_can_bound_are_refused() -> None:
+    assert np.linalg.norm(clip_rows(np.ones((1, 3)), 1e-300)) <= 1e-300
+    with pytest.raises(PrivacyError, match="too few digits"):
+        clip_rows(np.ones((1, 3)), 5e-324)

@@ -8,6 +8,7 @@ import pytest
 
 import dpgm
 from dpgm.data import DataError
+from dpgm.methods import fit as fit_module
 from dpgm.methods.embedding import DPMERF
 
 METHOD = DPMERF(steps=2, dim=20, hidden=8)
@@ -130,3 +131,9 @@ def test_a_rate_that_is_too_high_is_told_and_the_release_kept() -> None:
         dpgm.fit(dataclasses.replace(METHOD, lr=1e38), "digits", epsilon=1.0)
     release = vars(caught.value)["release"]
     assert len(METHOD.train(release, seed=0).sample(2)) == 2
+
+
+def test_a_pixel_reads_alike_whatever_dtype_others_have() -> None:
+    grey = [((k + 0.5) / 255 * np.ones((2, 2))).astype(np.float32) for k in range(255)]
+    alone, beside = fit_module._images(grey), fit_module._images([*grey, np.zeros((2, 2))])
+    assert np.array_equal(alone, beside[:255])

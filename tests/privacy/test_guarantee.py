@@ -30,6 +30,11 @@ def test_headline_stands_alone() -> None:
     )
 
 
+def test_no_printed_price_is_below_the_computed_one() -> None:
+    line = Guarantee(**{**vars(PROMISE), "epsilon": 0.99991, "delta": 1.0000049e-5}).headline()
+    assert line.startswith("epsilon 1, delta 1.00001e-05,")
+
+
 @pytest.mark.parametrize("evidence", Evidence)
 def test_weak_evidence_stands_in_the_headline(evidence: Evidence) -> None:
     line = Guarantee(**{**vars(PROMISE), "evidence": evidence, "exposures": ("FID (seen by me)",)}).headline()

@@ -117,8 +117,9 @@ def account_command(words: list[str]) -> int:
         "steps": options.steps,
     }
     text = (
-        f"epsilon {ceil_digits(epsilon)}, delta {options.delta:g}, {relation.value} record: noise multiplier "
-        f"{ceil_digits(multiplier)}, rate {options.rate:g}, {options.steps} step{'s' * (options.steps != 1)}"
+        f"epsilon {ceil_digits(epsilon)}, delta {ceil_digits(options.delta, 6)}, {relation.value} record: "
+        f"noise multiplier {ceil_digits(multiplier)}, rate {options.rate:g}, "
+        f"{options.steps} step{'s' * (options.steps != 1)}"
     )
     Screen(as_json=options.json).result(value, text)
     return 0

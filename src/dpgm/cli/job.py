@@ -28,7 +28,7 @@ from dpgm.cli.options import RELATIONS
 from dpgm.cli.training import facts, must_be_new, train_release
 from dpgm.methods import bounds
 from dpgm.methods.base import Method, Model, Note, Plan, Release, privatise
-from dpgm.methods.fit import check_public
+from dpgm.methods.fit import check_public, check_split
 from dpgm.methods.options import check_seed, check_takes
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, ceil_digits, check_allowed, large_delta
@@ -71,6 +71,7 @@ class Job:
             self.screen.say(f"warning: {warning}")
         plan = self.plan = self.method.plan(schema, relation=relation, budget=budget)
         check_allowed(plan.guarantee(), privacy.allow)
+        check_split(plan, self.data.facts()["held out"])
         self.screen.say(f"plan: {plan.guarantee().headline()}")
         with ExitStack() as stack:
             ledger = self._ledger(stack, budget)
@@ -224,4 +225,4 @@ class Job:
 def of_cap(whole: Ledger, total: float | None = None) -> str:
     """How much of its cap a shared ledger has reserved, or would with `total`."""
     total = whole.guarantee().epsilon if total is None else total
-    return f"epsilon {ceil_digits(total)} of {whole.cap.epsilon:g}, delta {whole.cap.delta:g}"
+    return f"epsilon {ceil_digits(total)} of {whole.cap.epsilon:g}, delta {ceil_digits(whole.cap.delta, 6)}"

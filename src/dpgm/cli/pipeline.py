@@ -21,7 +21,7 @@ from dpgm.cli.training import DEFAULT_METHOD
 from dpgm.evaluation.utility import CLASSIFIERS
 from dpgm.methods import bounds
 from dpgm.methods.base import Method
-from dpgm.methods.fit import check_public
+from dpgm.methods.fit import check_public, check_split
 from dpgm.methods.options import LabelMode, check_count, check_takes
 from dpgm.privacy.guarantee import PrivacyError, check_allowed, large_delta
 from dpgm.schema import SchemaError, TableSchema
@@ -86,6 +86,7 @@ def plan_command(words: list[str]) -> int:
     check_public(method, data.name)
     budget = options.privacy.budget(schema)
     plan = method.plan(schema, relation=RELATIONS[options.privacy.relation], budget=budget)
+    check_split(plan, data.facts()["held out"])
     guarantee, screen = plan.guarantee(), Screen(as_json=options.json)
     if warning := large_delta(budget.delta, schema.size):
         screen.say(f"warning: {warning}")
@@ -128,6 +129,7 @@ def price(words: list[str]) -> dict[str, Any]:
         privacy = options.privacy
         plan = method.plan(schema, relation=RELATIONS[privacy.relation], budget=privacy.budget(schema))
         check_allowed(plan.guarantee(), privacy.allow)
+        check_split(plan, data.facts()["held out"])
     except (SchemaError, PrivacyError) as error:
         return {"seconds": 0.0, "error": str(error)}
     except SystemExit:  # the parser has said what is wrong

@@ -74,6 +74,8 @@ class Split:
 
     Adding or removing one record therefore moves no other record across the split, as neighbouring data sets need
     it (a rule by position, every k-th record, would move all that follow), and exact copies stay on one side.
+    *Replacing* a record may move it across the split, so the number of train records is not public then
+    (`dpgm.methods.fit.check_split`); sums over them move no further than with a record replaced in place.
     """
 
     fraction: float

@@ -48,7 +48,7 @@ class JpegImages:
         return len(self.offsets) - 1
 
     def __getitem__(self, i: int) -> NDArray[np.uint8]:
-        return decode(io.BytesIO(self.identity(i)), f"{self.where}, image {i}")
+        return decode(io.BytesIO(self.identity(i)), f"{self.where}, an image")
 
     def identity(self, i: int) -> bytes:
         """The bytes of the image file."""

@@ -36,12 +36,13 @@ class Shaping:
     source: tuple[int | None, int | None, int | None]
     cut: int | None = None
 
-    def check(self, shape: tuple[int, ...], where: str) -> None:
-        """Raise `DataError` unless stored images of `shape` are as declared."""
+    def check(self, shape: tuple[int, ...], where: str, *, public: bool = True) -> None:
+        """Raise `DataError` unless stored images of `shape` are as declared; a shape of one record is not shown."""
         if any(s is not None and s != g for s, g in zip(self.source, shape, strict=True)):
             height, width, channels = ("any" if s is None else s for s in self.source)
+            seen = f"{shape[0]} high, {shape[1]} wide with {shape[2]} channels" if public else "of another shape"
             raise DataError(
-                f"{where}: an image is {shape[0]} high, {shape[1]} wide with {shape[2]} channels; declared are height "
+                f"{where}: an image is {seen}; declared are height "
                 f"{height}, width {width}, channels {channels}; correct --image-size and --channels, or let the images "
                 "be converted with --resize, --colour grey or --colour rgb"
             )
@@ -52,7 +53,7 @@ class Shaping:
 
     def __call__(self, image: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
         """The image uint8 [h, w, c] in the target's shape."""
-        self.check(image.shape, where)
+        self.check(image.shape, where, public=False)
         if self.keeps(image.shape):
             return image
         height, width, channels = self.target

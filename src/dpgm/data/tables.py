@@ -217,7 +217,13 @@ def _numbers(series: Any, column: Column, marks: tuple[str, ...]) -> NDArray[np.
     value means must not, or one record would move all others.
     """
     pd = pandas_()
+    series = _in_float64(series)
     missing = series.isna().to_numpy()
+    if column.kind == "category" and pd.api.types.is_numeric_dtype(series.dtype) and any(map(_too_long, column.values)):
+        raise DataError(
+            f"column '{column.name}' has values with more digits than numbers of a frame keep where one is missing; "
+            "give the column as texts: astype(str) where nothing is missing, or a file with texts"
+        )
     if column.kind in ("integer", "number") and pd.api.types.is_numeric_dtype(series.dtype):
         x = series.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
         return _settled(x, np.isnan(x) | np.isin(x, _as_numbers(marks)), column)
@@ -251,6 +257,22 @@ def _distinct(series: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Which distinct text each value has [n], and where each stands first: few texts are read for many records."""
     texts = series.astype(str)
     return pandas_().factorize(texts)[0], ~texts.duplicated().to_numpy()
+
+
+def _in_float64(series: Any) -> Any:
+    """Numbers of few digits as float64 has them: 0.1 in float32 reads otherwise, alone or among others."""
+    types = pandas_().api.types
+    if types.is_float_dtype(series.dtype) and series.dtype.itemsize < 8:
+        return series.astype("Float64" if types.is_extension_array_dtype(series.dtype) else "float64")
+    if series.dtype == object and types.infer_dtype(series, skipna=True) != "string":
+        return series.map(lambda v: v.item() if isinstance(v, np.floating) else v).astype(object)
+    return series
+
+
+def _too_long(text: str) -> bool:
+    """A whole number that float64, which one gap makes of a column, could change."""
+    plain = _plain(text)
+    return plain.lstrip("+-").isdecimal() and abs(int(plain)) >= 2**53
 
 
 def _plain(text: str) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dpgm.mechanisms.moments import pack
 from dpgm.mechanisms.noise import KNorm
-from dpgm.mechanisms.queries import LEAST, clip_rows, total
+from dpgm.mechanisms.queries import LEAST, clip_rows, foreign, total
 from dpgm.privacy.guarantee import PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import REAL_ARITHMETIC, Array, Cost, NoiseSource, PureEvent, evidence_of
 from dpgm.schema import Rows
@@ -123,7 +123,7 @@ class CellMoments:
 
     def assumptions(self) -> tuple[str, ...]:
         """What the look rests on."""
-        return self.rests_on
+        return tuple(dict.fromkeys((*self.rests_on, *foreign(self.look))))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dpgm.mechanisms.local_state import LocalState, values_of
 from dpgm.mechanisms.per_record import Clip, Engine, Loss, clipped_gradient_sum, sensitivity
-from dpgm.mechanisms.queries import Encoder
+from dpgm.mechanisms.queries import Encoder, foreign
 from dpgm.nets.classifiers import to_unit
 from dpgm.privacy.guarantee import Evidence, PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import (
@@ -40,6 +40,10 @@ class Task(Protocol):
     @property
     def evidence(self) -> Evidence:
         """How well it is founded that one record moves its own term only."""
+        ...
+
+    def assumptions(self) -> tuple[str, ...]:
+        """What that rests on."""
         ...
 
     def clipped_sum(self, rows: Rows, chosen: NDArray[np.intp], noise: NoiseSource) -> Tensor:
@@ -68,7 +72,7 @@ class PoissonGradient:
         task: whose gradients; a mechanism without one only states its price.
         evidence: what the price claims about the task; a task with less is refused.
         name: what ledger and guarantee call this release.
-        rests_on: assumptions beside those of the mechanism.
+        rests_on: assumptions beside those of the mechanism; a price without a task states those of the task, too.
     """
 
     rate: float
@@ -105,6 +109,7 @@ class PoissonGradient:
 
     def cost(self, relation: Relation) -> Cost:
         """The sampled event, or the plain Gaussian one for q = 1 (a replaced record moves the sum by 2C)."""
+        more = () if self.task is None else self.task.assumptions()
         event = PoissonGaussianEvent(self.rate, self.noise_multiplier)
         if self.rate == 1:
             event = GaussianEvent(self.noise_multiplier / (1 if relation is Relation.ADD_REMOVE else 2))
@@ -113,7 +118,7 @@ class PoissonGradient:
             name=self.name,
             evidence=self.evidence,
             sources=(self.source,),
-            assumptions=(REAL_ARITHMETIC, *self.rests_on),
+            assumptions=tuple(dict.fromkeys((REAL_ARITHMETIC, *self.rests_on, *more))),
         )
 
     def __call__(self, rows: Rows, noise: NoiseSource) -> Array:
@@ -161,6 +166,10 @@ class ModuleGradient:
     def evidence(self) -> Evidence:
         """Proved: the module is checked to treat each record alone."""
         return Evidence.PROVED
+
+    def assumptions(self) -> tuple[str, ...]:
+        """That what comes before the module treats each record alone, where this project did not make it."""
+        return foreign(self.encoder, self.inputs)
 
     @property
     def bound(self) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dpgm.mechanisms.local_state import LocalState, values_of
 from dpgm.mechanisms.per_record import Clip, Engine, clipped_gradient_sum, sensitivity
+from dpgm.mechanisms.queries import foreign
 from dpgm.nets.classifiers import to_unit
 from dpgm.nets.vae import Autoencoder, GaussianEncoder, evidence_loss, infer, reconstruction_loss
 from dpgm.privacy.guarantee import Evidence, PrivacyError
@@ -247,6 +248,10 @@ class DecoderGradient:
     def evidence(self) -> Evidence:
         """That of the codes."""
         return self.source.evidence
+
+    def assumptions(self) -> tuple[str, ...]:
+        """That codes are of each record alone, where this project did not make their source."""
+        return foreign(self.source)
 
     def clipped_sum(self, rows: Rows, chosen: NDArray[np.intp], noise: NoiseSource) -> Tensor:
         """The sum over the chosen records, `[p]`."""

@@ -58,12 +58,12 @@ def _linear_norms(layer: nn.Linear, a: Tensor, d: Tensor, records: int) -> Tenso
     """
     a, d = _rows(a, records), _rows(d, records)
     count, inputs, outputs = a.shape[1], a.shape[2], d.shape[2]
-    bias = 0.0 if layer.bias is None else 1.0
-    if count == 1:
-        return ((a.square().sum(2) + bias) * d.square().sum(2))[:, 0]
-    if count * (inputs + outputs) >= inputs * outputs:
+    if count > 1 and count * (inputs + outputs) >= inputs * outputs:
         return None
-    return _pair_sum(a @ a.mT + bias, d @ d.mT)
+    a, one, d, unit = _in_units(a, d, bias=layer.bias is not None)
+    if count == 1:
+        return _in_full(((a.square().sum(2) + one[:, None]) * d.square().sum(2))[:, 0], unit)
+    return _in_full(_pair_sum(a @ a.mT + one[:, None, None], d @ d.mT), unit)
 
 
 def _convolution_norms(layer: nn.Conv2d, a: Tensor, d: Tensor, records: int) -> Tensor | None:
@@ -83,15 +83,34 @@ def _convolution_norms(layer: nn.Conv2d, a: Tensor, d: Tensor, records: int) -> 
     if 3 * pairs >= outside * places * layer.in_channels * layer.out_channels:  # 3: measured, see benchmarks
         return None
     pixels = F.pad(a.float(), (left, left, up, up)).unflatten(0, (records, draws)).transpose(1, 2).flatten(2)
+    errors = d.float().unflatten(0, (records, draws)).transpose(1, 2).flatten(2)
+    pixels, one, errors, unit = _in_units(pixels, errors, bias=layer.bias is not None)
     inner = (pixels.mT @ pixels).view(records, draws, height, width, draws, height, width)
-    patches = torch.full((), 0.0 if layer.bias is None else 1.0)
+    patches = one.view(-1, *(1 for _ in range(6)))
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             y = slice(i * gap[0], i * gap[0] + step[0] * (rows - 1) + 1, step[0])
             x = slice(j * gap[1], j * gap[1] + step[1] * (columns - 1) + 1, step[1])
             patches = patches + inner[:, :, y, x, :, y, x]
-    errors = d.float().unflatten(0, (records, draws)).transpose(1, 2).flatten(2)
-    return _pair_sum(patches.reshape(records, outside, outside), errors.mT @ errors)
+    return _in_full(_pair_sum(patches.reshape(records, outside, outside), errors.mT @ errors), unit)
+
+
+def _in_units(a: Tensor, d: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs and errors `[records, ...]` of each record in units of their largest entries, the square of a bias's input
+    (1, or 0 without a bias) in such units, and the product of both units, float64.
+
+    Squares of small errors would vanish in float32, however large the inputs are that they meet.
+    """
+    top = a.flatten(1).abs().amax(1).clamp(min=1.0 if bias else 1e-37)
+    most = d.flatten(1).abs().amax(1).clamp(min=1e-37)
+    one = (1 / top.double()).square().float() if bias else torch.zeros(len(a))
+    shape = (-1, *(1 for _ in range(a.ndim - 1)))
+    return a / top.view(shape), one, d / most.view(shape), top.double() * most.double()
+
+
+def _in_full(square: Tensor, unit: Tensor) -> Tensor:
+    """Squared norms in their own size; what float32 cannot hold is infinite."""
+    return (square.double() * unit.square()).float()
 
 
 def _pair_sum(read: Tensor, given: Tensor) -> Tensor:

@@ -143,8 +143,8 @@ class CodeMoments:
         return math.sqrt(max(2 * one, 4 + 2 * self.second_weight**2))
 
     def assumptions(self) -> tuple[str, ...]:
-        """None beside the proof's."""
-        return ()
+        """That the codes are of each record alone, where this project did not make them."""
+        return foreign(self.codes)
 
     def laws(self, noisy: NDArray[Any], noise_std: float, *, floor: float = 1e-3) -> tuple[Array, Array, Array]:
         """Counts [k], means [k, d], covariances [k, d, d] of codes of k classes or cells, from a noisy answer; free.

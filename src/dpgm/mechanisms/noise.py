@@ -216,7 +216,8 @@ class DiscreteGaussian:
         """The noisy counts: integers, possibly negative, as float64."""
         counts = total(self.query, rows)
         variance = Fraction(self.sigma) ** 2  # exact: a float is a fraction
-        return counts + np.array([float(_discrete_gaussian(variance, noise)) for _ in counts])
+        # added as whole numbers: a float of the noise alone would be rounded before it meets the count
+        return np.array([float(int(count) + _discrete_gaussian(variance, noise)) for count in counts])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

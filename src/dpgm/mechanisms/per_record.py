@@ -36,6 +36,8 @@ Loss = Callable[..., Tensor]
 Engine = Literal["auto", "layers", "vmap", "loop"]
 Clip = float | Mapping[str, float]
 _Groups = list[tuple[list[str], float]]
+LEAST_CLIP = 1e-12
+"""Least bound: squares of entries below 1e-22 vanish in float32, and all of them together stay far below this."""
 _HAIR = 1e-5
 """Clipped gradients stay this share below their bound: rounding in float32 must not lift one above it."""
 
@@ -210,8 +212,8 @@ def _check_first(run: _Run, records: Sequence[Tensor], among_others: Tensor, cli
 def _groups(clip_norm: Clip, module: nn.Module) -> _Groups:
     """Names of the parameters that are clipped together, with their bound; every parameter lies in one group."""
     bounds = {"": float(clip_norm)} if isinstance(clip_norm, int | float) else dict(clip_norm)
-    if not bounds or any(not (c > 0 and math.isfinite(c)) for c in bounds.values()):
-        raise PrivacyError(f"clip_norm is {clip_norm}; allowed are finite numbers above 0")
+    if not bounds or any(not (c >= LEAST_CLIP and math.isfinite(c)) for c in bounds.values()):
+        raise PrivacyError(f"clip_norm is {clip_norm}; allowed are finite numbers from {LEAST_CLIP:g} on")
     members: dict[str, list[str]] = {prefix: [] for prefix in bounds}
     for name in trainable(module):
         fitting = [prefix for prefix in bounds if name.startswith(prefix)]

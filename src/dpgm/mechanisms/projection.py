@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dpgm.mechanisms.queries import clip_rows, foreign
 from dpgm.privacy.guarantee import PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import (
+    PUBLIC_NUMBER,
     REAL_ARITHMETIC,
     Cost,
     Event,
@@ -81,7 +82,7 @@ class _RowWise:
             event=event,
             name=self.name,
             sources=(source,),
-            assumptions=(REAL_ARITHMETIC, "the number of records is public", *self.rests_on, *foreign(self.vectors)),
+            assumptions=(REAL_ARITHMETIC, PUBLIC_NUMBER, *self.rests_on, *foreign(self.vectors)),
         )
 
     def _clipped(self, rows: Rows) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ compute the partial sums (`total(..., map_fn=pool.imap)`).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ BLOCK = 1000
 
 _NUMBERS, LEAST = 2_000_000, 100
 """Numbers in a block of vectors, about; rows in it, at least."""
+_LEAST = 1e-300
 _PLAIN = (1e-100, 1e100)
 """Bounds for which squares in float64 neither overflow unseen nor vanish where they count."""
 
@@ -93,12 +95,17 @@ def clip_rows(vectors: NDArray[Any], bound: float, *, nonnegative: bool = False)
 
     Args:
         vectors: [b, D].
-        bound: largest norm, above 0.
+        bound: largest norm, 1e-300 or more.
         nonnegative: cut negative values off first.
 
     Returns:
         float64 [b, D] with norms at most `bound`.
+
+    Raises:
+        PrivacyError: a smaller bound.
     """
+    if not bound >= _LEAST:
+        raise PrivacyError(f"the bound is {bound}; allowed is {_LEAST:g} or more: below, float64 has too few digits")
     out = np.array(vectors, dtype=np.float64)
     if nonnegative:
         np.maximum(out, 0.0, out=out)
@@ -267,10 +274,28 @@ class MeanEmbedding:
         return (*self.encoder.assumptions, *foreign(self.encoder))
 
 
-def foreign(records_to_vectors: object) -> tuple[str, ...]:
-    """What a map that is not this project's must keep; clipping cannot see it, and `check_query` only tests it."""
-    module = getattr(records_to_vectors, "__module__", None) or ""
-    return () if module.partition(".")[0] == "dpgm" else ("the map of records to vectors treats each record alone",)
+RECORD_ALONE = "the map of records to vectors treats each record alone"
+"""What a map that is not this project's must keep; clipping cannot see it, and `check_query` only tests it."""
+
+
+def foreign(*maps: object) -> tuple[str, ...]:
+    """`RECORD_ALONE`, if one of the maps, or a map that it is made of, is not this project's; None is no map."""
+    return () if all(map(_own, maps)) else (RECORD_ALONE,)
+
+
+def _own(thing: object) -> bool:
+    if thing is None:
+        return True
+    if (getattr(thing, "__module__", None) or "").partition(".")[0] != "dpgm":
+        return False
+    parts = vars(thing).values() if dataclasses.is_dataclass(thing) else ()
+    return all(_own(p) for p in parts if _is_map(p))
+
+
+def _is_map(thing: object) -> bool:
+    """Functions and objects of classes that may be called; nets are checked where they are differentiated."""
+    net = hasattr(thing, "forward")
+    return (callable(thing) or dataclasses.is_dataclass(thing)) and not (net or isinstance(thing, type))
 
 
 def one_each(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dpgm.mechanisms.cells import Look
 from dpgm.mechanisms.moments import pack
-from dpgm.mechanisms.queries import clip_rows, total
+from dpgm.mechanisms.queries import clip_rows, foreign, total
 from dpgm.privacy.guarantee import PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import REAL_ARITHMETIC, Array, Cost, NoiseSource, PureEvent, evidence_of
 from dpgm.schema import Rows
@@ -85,7 +85,7 @@ class CellScatter:
 
     def assumptions(self) -> tuple[str, ...]:
         """What the look rests on."""
-        return self.rests_on
+        return tuple(dict.fromkeys((*self.rests_on, *foreign(self.look))))
 
 
 @dataclass(frozen=True, kw_only=True)

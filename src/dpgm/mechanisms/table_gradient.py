@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dpgm.mechanisms.per_record import Loss, clipped_gradient_sum
+from dpgm.mechanisms.queries import foreign
 from dpgm.privacy.guarantee import Evidence
 from dpgm.privacy.mechanism import NoiseSource
 from dpgm.schema import Rows, TableSchema
@@ -39,6 +40,10 @@ class TableGradient:
     def evidence(self) -> Evidence:
         """Proved: the module is checked to treat each record alone, and the clip bounds whatever the features do."""
         return Evidence.PROVED
+
+    def assumptions(self) -> tuple[str, ...]:
+        """That the features are of each record alone, where this project did not make them."""
+        return foreign(self.features)
 
     @property
     def bound(self) -> float:

@@ -18,7 +18,7 @@ from dpgm.methods.base import Batch, Method, Model, Note, OnNote, Plan, Release,
 from dpgm.methods.composed import part, prefixed, with_prefix
 from dpgm.methods.descent import Descent, descend
 from dpgm.methods.field import FieldModel
-from dpgm.methods.options import Above0, AtLeast1
+from dpgm.methods.options import AtLeast1, ClipNorm
 from dpgm.nets.denoiser import Denoiser, Known, denoising_loss, sliced_loss
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
@@ -70,7 +70,7 @@ class Denoising(Method):
     steps: int = 150
     rate: float = 0.02
     draws: AtLeast1 = 2
-    clip_norm: Above0 = 0.5
+    clip_norm: ClipNorm = 0.5
     lr: float = 1e-3
     width: AtLeast1 = 24
     sampler: Literal["heun", "ddim", "langevin", "hmc"] = "heun"

@@ -16,7 +16,7 @@ from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
 from dpgm.methods.base import Method, OnNote, Plan, Release, Resume, Talk, Tensors
 from dpgm.methods.classifier import ClassifierModel, gradient_plan
 from dpgm.methods.descent import Descent, descend
-from dpgm.methods.options import Above0
+from dpgm.methods.options import ClipNorm
 from dpgm.nets.classifiers import BoundedCNN, to_unit
 from dpgm.privacy.guarantee import Budget, Relation, Source
 from dpgm.schema import Schema
@@ -53,7 +53,7 @@ class DPCNN(Method):
     steps: int = 300
     rate: float = 0.04
     lr: float = 2.0
-    clip_norm: Above0 = 0.1
+    clip_norm: ClipNorm = 0.1
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The gradients with the smallest noise that the budget allows."""

@@ -17,7 +17,7 @@ from dpgm.mechanisms.table_gradient import TableGradient
 from dpgm.methods.base import Method, OnNote, Plan, Release, Resume, Talk, Tensors
 from dpgm.methods.classifier import ClassifierModel, gradient_plan
 from dpgm.methods.descent import Descent, descend
-from dpgm.methods.options import Above0
+from dpgm.methods.options import ClipNorm
 from dpgm.nets.columns import ColumnFeatures
 from dpgm.privacy.guarantee import Budget, Relation, Source
 from dpgm.schema import SchemaError, TableSchema
@@ -47,7 +47,7 @@ class DPLogReg(Method):
     steps: int = 200
     rate: float = 0.05
     lr: float = 8.0
-    clip_norm: Above0 = 1.0
+    clip_norm: ClipNorm = 1.0
 
     def plan(self, schema: Any, *, relation: Relation, budget: Budget) -> Plan:
         """The gradients with the smallest noise that the budget allows."""

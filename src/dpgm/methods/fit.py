@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpgm.methods import bounds
-from dpgm.methods.base import Method, Model, OnNote, privatise
+from dpgm.methods.base import Method, Model, OnNote, Plan, privatise
 from dpgm.methods.options import check_seed, check_takes, check_trained
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, check_allowed, large_delta
 from dpgm.privacy.ledger import Ledger
-from dpgm.privacy.mechanism import Reader
+from dpgm.privacy.mechanism import PUBLIC_NUMBER, Reader
 from dpgm.privacy.together import Part, shared
 from dpgm.schema import AnySchema, ImageSchema, Rows, SchemaError, TableSchema, class_names, default_delta
 
@@ -124,6 +124,23 @@ def fit(
             "error. Train on it for free: error.release.method.train(error.release, seed=0)"
         )
         raise
+
+
+def check_split(plan: Plan, held_out: object) -> None:
+    """Refuse to publish how many records a part has that was drawn by a hash of each record.
+
+    Such a part gains or loses a record where one of the whole set is replaced. Sums do not mind: that moves them no
+    further than a replaced record.
+
+    Args:
+        plan: what will be asked.
+        held_out: the share that was held out by a hash; None where the test part is a part of its own.
+    """
+    if held_out is not None and any(PUBLIC_NUMBER in cost.assumptions for cost, _ in plan.costs()):
+        raise PrivacyError(
+            f"the plan publishes the number of train records, and with --test-fraction {held_out} that depends on what "
+            "the records are: no epsilon would hold. Give held-out records of their own, or a mode that releases sums"
+        )
 
 
 def check_public(method: Method, private: str) -> None:
@@ -264,4 +281,5 @@ def _images(x: Any) -> NDArray[np.uint8]:
         raise SchemaError(f"images are {array.dtype}; allowed is uint8 (0 to 255) or floats in [0, 1]")
     if not (np.isfinite(array).all() and (array >= 0).all() and (array <= 1).all()):
         raise SchemaError("float images must be finite and lie in [0, 1]; divide by a public constant first, e.g. 255")
-    return np.round(array * 255).astype(np.uint8)
+    scaled = array.astype(np.float64)  # one precision: the array's own hangs on all records of a list
+    return np.round(scaled * 255).astype(np.uint8)

@@ -25,7 +25,7 @@ from dpgm.methods.base import Method, OnNote, Plan, Release, Resume, Talk, Tenso
 from dpgm.methods.classifier import ClassifierModel, gradient_plan
 from dpgm.methods.descent import Descent, descend
 from dpgm.methods.encoder import TorchEncoder, check_encoder
-from dpgm.methods.options import Above0
+from dpgm.methods.options import ClipNorm
 from dpgm.nets.classifiers import to_unit
 from dpgm.nets.features import FeatureMap, Mixture, Scattering
 from dpgm.nets.whitened import Whitened
@@ -74,7 +74,7 @@ class Labeller(Method):
 
     steps: int = 300
     rate: float | None = None
-    clip_norm: Above0 = 0.1
+    clip_norm: ClipNorm = 0.1
     wander: float = 1.4
     top_lr: float = 60.0
     features: str = "scattering"

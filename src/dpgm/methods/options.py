@@ -26,6 +26,9 @@ AtLeast1: TypeAlias = Annotated[int, _ABOVE_0]
 """The type of an option that is a whole number, 1 or more."""
 Above0: TypeAlias = Annotated[float, _ABOVE_0]
 """The type of an option that is a number above 0."""
+_CLIP = "a bound of gradients"
+ClipNorm: TypeAlias = Annotated[float, _ABOVE_0, _CLIP]
+"""The type of an option that bounds the norm of a record's gradient."""
 
 
 def to_plain(value: Any) -> Json:
@@ -93,8 +96,14 @@ def check_option(value: Any, hint: Any, where: str) -> None:
     if isinstance(value, int | float) and not 0 <= value < math.inf:
         raise SchemaError(f"{where} is {value}; allowed is a finite number, 0 or more")
     arms = [hint, *typing.get_args(hint)]  # of `AtLeast1 | None`, say
-    if value is not False and value == 0 and any(_ABOVE_0 in getattr(arm, "__metadata__", ()) for arm in arms):
+    said = {word for arm in arms for word in getattr(arm, "__metadata__", ())}
+    if value is not False and value == 0 and _ABOVE_0 in said:
         raise SchemaError(f"{where} is 0; allowed is a number above 0")
+    if _CLIP in said:
+        from dpgm.mechanisms.per_record import LEAST_CLIP
+
+        if value < LEAST_CLIP:
+            raise SchemaError(f"{where} is {value}; allowed is {LEAST_CLIP:g} or more, usually 0.01 to 10")
 
 
 def check_seed(seed: int) -> None:

@@ -30,7 +30,7 @@ from dpgm.methods.base import Ask, Method, Note, OnNote, Plan, Release, Resume, 
 from dpgm.methods.decoder import CodeLaws, DecoderModel, with_codes
 from dpgm.methods.descent import Descent, descend
 from dpgm.methods.laws import public_cells
-from dpgm.methods.options import Above0, AtLeast1
+from dpgm.methods.options import AtLeast1, ClipNorm
 from dpgm.nets.classifiers import to_unit
 from dpgm.nets.generators import ConvGenerator, LabelledGenerator
 from dpgm.nets.looks import check_sampling
@@ -115,7 +115,7 @@ class DP2VAE(Method):
     steps: int = 300
     rate: float = 0.05
     lr: float = 0.01
-    clip_norm: Above0 = 1.0
+    clip_norm: ClipNorm = 1.0
     draws: AtLeast1 = 1
     jitter: float = 0.1
     local_steps: int = 6

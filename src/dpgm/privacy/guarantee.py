@@ -140,8 +140,9 @@ class Guarantee:
 
     def headline(self) -> str:
         """One line that may stand alone: epsilon never travels without what it means."""
-        price = f"epsilon {ceil_digits(self.epsilon)}, delta {self.delta:g}, {self.relation.value} {self.unit}"
-        line = f"{price}: {'REFUTED' if self.evidence is Evidence.REFUTED else self.evidence.word}"
+        price = f"epsilon {ceil_digits(self.epsilon)}, delta {ceil_digits(self.delta, 6)}"
+        word = "REFUTED" if self.evidence is Evidence.REFUTED else self.evidence.word
+        line = f"{price}, {self.relation.value} {self.unit}: {word}"
         if self.evidence is Evidence.REFUTED:
             line += " (an attack beats this claim: no guarantee)"
         elif self.evidence is Evidence.UNSUPPORTED:
@@ -205,7 +206,7 @@ def check_allowed(guarantee: Guarantee, allow: str | None) -> None:
 
 
 def ceil_digits(value: float, digits: int = 4) -> str:
-    """`value` with `digits` significant digits, rounded up: a printed epsilon is never below the computed one."""
+    """`value` with `digits` significant digits, rounded up: a printed price is never below the computed one."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)

@@ -217,8 +217,8 @@ class Ledger:
             hint = f"about {self.left():.3g} is left, so ask for less" if before else "raise epsilon or ask for less"
             raise BudgetExceeded(
                 f"the plan '{label}' brings the total to epsilon {ceil_digits(total)}; the cap is "
-                f"{self.cap.epsilon:g} at delta {self.cap.delta:g}, of which {ceil_digits(self._epsilon(before))} "
-                f"is reserved; {hint}"
+                f"{self.cap.epsilon:g} at delta {ceil_digits(self.cap.delta, 6)}, of which "
+                f"{ceil_digits(self._epsilon(before))} is reserved; {hint}"
             )
         return total
 

@@ -145,6 +145,7 @@ Event: TypeAlias = (
 )
 
 REAL_ARITHMETIC = "real arithmetic (floating-point noise stands for real noise)"
+PUBLIC_NUMBER = "the number of records is public"
 
 
 @dataclass(frozen=True, kw_only=True)

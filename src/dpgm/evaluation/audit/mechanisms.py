@@ -266,6 +266,9 @@ class _Canaries:
     amount: float
     evidence: Evidence
 
+    def assumptions(self) -> tuple[str, ...]:
+        return ()
+
     def clipped_sum(self, rows: Rows, chosen: NDArray[np.intp], noise: NoiseSource) -> Tensor:
         out = np.zeros(len(rows))
         out[chosen] = self.amount * rows["present"][chosen]
