@@ -83,3 +83,29 @@ def test_synthetic_records_keep_the_order() -> None:
     assert not SCHEMA.disordered(drawn).any()
     loose = model.records(np.zeros(300, np.int64), np.random.default_rng(0))  # the twin: what the mixture alone says
     assert SCHEMA.disordered(loose).any()
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_a_chain_whose_end_has_lower_bounds_is_put_in_order(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    columns = tuple(
+        Column(name=n, kind="number" if d is not None else "integer", low=0, high=h, decimals=d, missing=n != "a")
+        for n, h, d in (("a", 10, None), ("b", 10, 1), ("c", 5, 0), ("d", 5, None))
+    )
+    chain = (("a", "b"), ("b", "c"), ("c", "d"))
+    for orders in (chain, chain[::-1], (("a", "b"), ("b", "a"))):
+        schema = TableSchema(columns=columns, ordered=orders)
+        table = np.stack([c.settle(rng.uniform(*c.bounds, 50)) for c in columns], 1)
+        table[:, 1:][rng.random((50, 3)) < 0.2] = np.nan
+        settled = schema.in_order(table)
+        schema.check_table(settled)
+        kept = ~schema.disordered(table)
+        assert np.array_equal(settled[kept], table[kept], equal_nan=True)
+
+
+def test_a_chain_that_bounds_forbid_is_refused() -> None:
+    names = (("a", 8, 10), ("b", 0, 10), ("c", 0, 5))
+    columns = tuple(Column(name=n, kind="integer", low=low, high=high) for n, low, high in names)
+    with pytest.raises(SchemaError, match="'a' begins where 'c' has ended"):
+        TableSchema(columns=columns, ordered=(("a", "b"), ("b", "c")))

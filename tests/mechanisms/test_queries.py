@@ -323,7 +323,8 @@ def test_a_map_from_outside_is_assumed_to_treat_each_record_alone() -> None:
     for kind in (CellMoments, CellScatter):
         one: dict[str, Any] = {"dim": 64, "n_cells": 2, "radius": 1.0, "rests_on": ("so it is",)}
         assert kind(look=lambda rows: (rows["label"], rows["x"]), **one).assumptions() == ("so it is", said)
-        assert kind(look=AboutCentres(encoder=lambda images: images.astype(float)), **one).assumptions() == ("so it is", said)
+        other = AboutCentres(encoder=lambda images: images.astype(float))
+        assert kind(look=other, **one).assumptions() == ("so it is", said)
         assert kind(look=AboutCentres(encoder=own), **one).assumptions() == ("so it is",)
 
 

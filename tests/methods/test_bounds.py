@@ -230,3 +230,26 @@ def test_refusals() -> None:
     curator = dpgm.privacy.curator.Curator(lambda: Rows(table=made_up(5)), schema=SCHEMA, ledger=book)
     with pytest.raises(PrivacyError, match="share"):
         bounds.price(curator, budget=BUDGET, share=1.0)
+
+
+def test_bounds_that_were_found_leave_every_order_possible() -> None:
+    """Noise may find a column that has to be smaller above one that has to be larger; the budget is spent then."""
+    limits: tuple[dict[str, Any], ...] = (
+        {"kind": "integer"},
+        {"kind": "number"},
+        {"kind": "integer", "low": -1000, "high": 1000},
+    )
+    for some in limits:
+        columns = tuple(Column(name=n, private_bounds=True, **some) for n in ("a", "b", "c"))
+        schema = TableSchema(columns=columns, size=1000, ordered=(("a", "b"), ("b", "c")))
+        asked = bounds.question(schema, relation=Relation.ADD_REMOVE, mu=1.0)
+        at = {"a": 900.0, "b": 3.3, "c": -700.0}
+        counts: list[NDArray[np.float64]] = []
+        query: Any = asked.query
+        for j, name in enumerate(at):
+            edges = np.array(query.cells[j].edges)
+            counts.append(np.where((edges[:-1] <= at[name]) & (at[name] < edges[1:]), 1e6, 0.0))
+        found, unseen = bounds.answered(schema, asked, np.concatenate(counts))
+        assert not unseen
+        for a, b in found.implied:
+            assert found[a].bounds[0] <= found[b].bounds[1]

@@ -1,7 +1,9 @@
 """`dpgm.fit` takes sources as well as arrays, and reads them only after their price is reserved."""
 
 import dataclasses
+import datetime
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 import dpgm
 from dpgm.data import DataError
 from dpgm.methods import fit as fit_module
+from dpgm.methods.dp_logreg import DPLogReg
 from dpgm.methods.embedding import DPMERF
 
 METHOD = DPMERF(steps=2, dim=20, hidden=8)
@@ -137,3 +140,30 @@ def test_a_pixel_reads_alike_whatever_dtype_others_have() -> None:
     grey = [((k + 0.5) / 255 * np.ones((2, 2))).astype(np.float32) for k in range(255)]
     alone, beside = fit_module._images(grey), fit_module._images([*grey, np.zeros((2, 2))])
     assert np.array_equal(alone, beside[:255])
+
+
+def test_facts_and_seeds_may_be_numbers_of_numpy(tmp_path) -> None:
+    pd = pytest.importorskip("pandas")
+    ages: Any = {"low": np.int64(0), "high": np.int64(9)}
+    days: Any = {"low": datetime.date(1990, 1, 1), "high": np.datetime64("2020-01-01")}
+    size: Any = np.int64(100)
+    columns = (dpgm.Column(name="age", kind="integer", **ages), dpgm.Column(name="born", kind="date", **days))
+    schema = dpgm.TableSchema(columns=columns, size=size)
+    frame = pd.DataFrame({"age": np.arange(100) % 10, "born": "2001-02-03"})
+    terms: Any = {"schema": schema, "epsilon": np.float32(1), "delta": np.float64(1e-3), "seed": np.int64(3)}
+    model = dpgm.fit(dpgm.Slicing(components=2, steps=2), frame, ledger=tmp_path / "l", **terms)
+    model.save(tmp_path / "model")
+    assert dpgm.load(tmp_path / "model").schema == schema
+    images = dpgm.ImageSchema(height=8, width=8, channels=1, classes=("a", "b"), size=size)
+    assert json.loads(json.dumps(images.to_json()))["size"] == 100
+
+
+def test_a_classifier_of_records_reads_a_frame() -> None:
+    pd = pytest.importorskip("pandas")
+    columns = (dpgm.Column(name="x", kind="number", low=0, high=1), dpgm.Column(name="ill", kind="boolean"))
+    schema = dpgm.TableSchema(columns=columns, label="ill", size=200)
+    frame = pd.DataFrame({"x": np.linspace(0, 1, 200), "ill": np.arange(200) >= 100})
+    model: Any = dpgm.fit(DPLogReg(steps=20), frame, schema=schema, epsilon=10.0, delta=1e-3)
+    odds = model.classify(frame[["x"]])
+    assert odds.shape == (200, 2)
+    assert np.array_equal(odds, model.classify(frame))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 import dpgm
+from dpgm.mechanisms.selection import SelectMarginal
+from dpgm.methods import options
 from dpgm.methods.base import Note, Release, privatise
 from dpgm.methods.mst import MST
 from dpgm.privacy.curator import Curator
@@ -80,6 +83,38 @@ def test_a_crash_in_the_middle_chooses_nothing_twice(tmp_path: Path) -> None:
         done = privatise(MST(), open_curator(book), plan, seed=0, state=states[-1])
         assert [book.used("fit", i) for i in range(3)] == [1, 3, 1]
     assert done.tensors["tree"][0].tolist() == states[-1]["tree"][0].tolist()
+
+
+def test_a_choice_that_a_crash_burnt_is_made_by_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its call is paid for and gone; the run goes on with a tree that needs no further one."""
+    plan = MST().plan(SCHEMA, relation=Relation.ADD_REMOVE, budget=BUDGET)
+    states: list[Any] = []
+    choose, made = SelectMarginal.__call__, list[int]()
+
+    def dies(self: Any, rows: Any, noise: Any) -> int:
+        made.append(1)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return choose(self, rows, noise)
+
+    def watch(note: Note) -> None:
+        states.append({k: v.copy() for k, v in (note.state or {}).items()})
+
+    monkeypatch.setattr(SelectMarginal, "__call__", dies)
+    for code in (KeyboardInterrupt, None):
+        with Ledger(tmp_path / "l", relation=plan.relation, cap=BUDGET) as book:
+            state = states[-1] if states else None
+            with pytest.raises(code) if code else nullcontext():
+                done = privatise(MST(), open_curator(book), plan, seed=0, state=state, on_note=watch)
+                assert [book.used("fit", i) for i in range(3)] == [1, 3, 1]
+                assert done.tensors["tree"].shape == (3, 2)
+                assert done.tensors["tree"][0].tolist() == states[1]["tree"][0].tolist()
+
+
+def test_a_missing_package_is_named_before_anything_is_paid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    with pytest.raises(SchemaError, match=r"needs the package mbi; pip install 'dpgm\[marginals\]'"):
+        options.check_takes(MST(), SCHEMA)
 
 
 def test_one_column_is_no_tree() -> None:

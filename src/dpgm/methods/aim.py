@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,6 +86,7 @@ class AIM(Method):
     name: ClassVar[str] = "aim"
     takes: ClassVar[tuple[type[Any], ...]] = (TableSchema,)
     free: ClassVar[frozenset[str]] = frozenset({"steps"})
+    packages: ClassVar[Mapping[str, str]] = {"mbi": "marginals"}
     sources: ClassVar[tuple[Source, ...]] = (
         Source(
             key="mckenna2022aim",

@@ -172,6 +172,8 @@ class Method(ABC):
     """Whether its models make records; a private classifier only reads them."""
     free: ClassVar[frozenset[str]] = frozenset()
     """Names of the options that only training reads: they may change when a release is trained on again."""
+    packages: ClassVar[Mapping[str, str]] = {}
+    """Packages beyond the core that it needs, and the extra of this project that brings each."""
 
     def __post_init__(self) -> None:
         """Refuse options of another type, and numbers below 0 or not finite, before anything is planned with them."""
@@ -364,7 +366,7 @@ def privatise(
             f"ledger under '{curator.ledger.relation.value}'; plan again for these"
         )
     check_allowed(plan.guarantee(), allow)
-    check_seed(seed)
+    seed = check_seed(seed)
     used = curator.reserve("fit", plan.items)
     talk = method.talk(plan, rng=np.random.default_rng(seed), resume=Resume(used=used, state=state))
     answer: Any = None

@@ -106,7 +106,21 @@ def answered(schema: TableSchema, asked: Gaussian, answer: NDArray[np.float64]) 
         high = max(high, low + 1) if column.whole else high
         ends = [_written(column, v) for v in (low, high)]
         columns[j] = dataclasses.replace(column, low=ends[0], high=ends[1], private_bounds=False)
+    for names in schema.implied:
+        _meet(schema, columns, *(schema.names.index(name) for name in names))
     return dataclasses.replace(schema, columns=tuple(columns)), tuple(unseen)
+
+
+def _meet(schema: TableSchema, columns: list[Column], i: int, j: int) -> None:
+    """Widen what was found until column i can lie below column j, as the declared limits allow."""
+    low, high = columns[i].bounds[0], columns[j].bounds[1]
+    if low <= high:
+        return
+    low = max(math.floor(high) if columns[i].whole else high, schema.columns[i].bounds[0])
+    columns[i] = dataclasses.replace(columns[i], low=_written(columns[i], low))
+    if low > high:
+        high = math.ceil(low) if columns[j].whole else low
+        columns[j] = dataclasses.replace(columns[j], high=_written(columns[j], high))
 
 
 def _written(column: Column, value: float) -> float | str:

@@ -14,8 +14,8 @@ from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Relation
 from dpgm.schema import Schema, SchemaError
 
-Classify = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Class probabilities [n, k] of images [n, h, w, c]."""
+Classify = Callable[[Any], NDArray[np.float32]]
+"""Class probabilities [n, k] of images [n, h, w, c], or of the records of a frame."""
 
 
 class ClassifierModel(Model):
@@ -39,8 +39,10 @@ class ClassifierModel(Model):
         """None: all of it stands in the release."""
         return {}
 
-    def classify(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Class probabilities [n, k] of images [n, h, w, c]."""
+    def classify(self, images: Any) -> NDArray[np.float32]:
+        """Class probabilities [n, k] of images [n, h, w, c]; of a table's classifier, of a frame with its columns (the
+        label may be absent) or of numbers [n, columns].
+        """
         return self.classifier(images)
 
     def sample(self, n: int, *, labels: Sequence[int] | NDArray[Any] | None = None, seed: int | None = None) -> Batch:
@@ -57,7 +59,7 @@ class ClassifierModel(Model):
     def _refuse(self) -> NoReturn:
         raise SchemaError(
             f"'{self.release.method.name}' releases a classifier, which draws no records; ask it with "
-            "model.classify(images). For records whose labels it checks, fit a generator with --labeller 0.3 "
+            "model.classify(records). For records whose labels it checks, fit a generator with --labeller 0.3 "
             "(Labelled(generator=...) in Python)"
         )
 

@@ -85,10 +85,21 @@ class DPLogReg(Method):
         schema: Any = release.schema
         features, weight = ColumnFeatures(schema), release.tensors["weight"]
 
-        def classify(table: NDArray[Any]) -> NDArray[np.float32]:
+        def classify(records: Any) -> NDArray[np.float32]:
+            table = _table_of(records, schema)
             return (torch.from_numpy(features(table)) @ torch.from_numpy(weight).T).softmax(1).numpy()
 
         return ClassifierModel(release, classify)
+
+
+def _table_of(records: Any, schema: TableSchema) -> NDArray[np.float64]:
+    """Records as numbers; a frame may lack the label, which the features leave out."""
+    if not hasattr(records, "columns"):
+        return records
+    from dpgm.data.tables import to_numbers
+
+    lacks = schema.label is not None and schema.label not in records.columns
+    return to_numbers(records.assign(**{str(schema.label): schema.classes[0]}) if lacks else records, schema)
 
 
 def _linear(dim: int, n_classes: int) -> nn.Linear:

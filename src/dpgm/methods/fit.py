@@ -78,7 +78,7 @@ def fit(
     An error of the free half, an interruption included, carries what was paid for as its attribute `release`.
     """
     _check_words(method, schema, relation)
-    check_seed(seed)
+    seed = check_seed(seed)
     reader, facts = _opened(x, y, schema=schema, classes=classes, size=size)
     if delta is None:
         if facts.size is None:

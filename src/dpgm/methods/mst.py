@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,6 +49,7 @@ class MST(Method):
     name: ClassVar[str] = "mst"
     takes: ClassVar[tuple[type[Any], ...]] = (TableSchema,)
     free: ClassVar[frozenset[str]] = frozenset({"steps"})
+    packages: ClassVar[Mapping[str, str]] = {"mbi": "marginals"}
     sources: ClassVar[tuple[Source, ...]] = (
         Source(
             key="mckenna2021winning",
@@ -106,14 +108,20 @@ class MST(Method):
         n = max(1.0, float(np.median([m.counts.sum() for m in ones])))
         shares = [np.maximum(m.counts, 0) / max(np.maximum(m.counts, 0).sum(), 1.0) for m in ones]
         tree = [(int(i), int(j)) for i, j in state["tree"]]
+        left = len(schema.columns) - 1 - resume.used.get(1, 0)  # a crash burns the choice that it interrupted
         while len(tree) < len(schema.columns) - 1:
             blocks = _joining(len(schema.columns), tree)
+            if left <= 0:  # no choice is left: any tree will do, at the price of the one to come
+                tree.append(blocks[0])
+                continue
+            left -= 1
             expected = [n * np.outer(shares[i], shares[j]) for i, j in blocks]
             strength = mechanisms[1].strength
             chosen = yield SelectMarginal(cells=cells, blocks=tuple(blocks), expected=expected, strength=strength)
             tree.append(blocks[chosen])
             state["tree"] = np.array(tree, np.int64)
             yield Note(stage="release", step=1 + len(tree), total=len(schema.columns) + 1, state=state)
+        state["tree"] = np.array(tree, np.int64)
         query, last = _tree_query(cells, tree), mechanisms[2]
         two = yield Gaussian(query=query, noise_std=last.noise_std, name=last.name)
         return {"one": state["one"], "tree": state["tree"], "two": two}

@@ -6,6 +6,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
@@ -106,10 +107,15 @@ def check_option(value: Any, hint: Any, where: str) -> None:
             raise SchemaError(f"{where} is {value}; allowed is {LEAST_CLIP:g} or more, usually 0.01 to 10")
 
 
-def check_seed(seed: int) -> None:
-    """Raise unless every generator takes the seed."""
+def check_seed(seed: int) -> int:
+    """The seed as every generator takes it; numpy's whole numbers are none for some.
+
+    Raises:
+        SchemaError: it is no whole number that all of them take.
+    """
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**63):
         raise SchemaError(f"the seed is {seed!r}; allowed is a whole number from 0 to 2^63 - 1")
+    return int(seed)
 
 
 def check_count(n: int, name: str) -> None:
@@ -139,7 +145,12 @@ def require_images(schema: Schema, *sizes: int) -> ImageSchema:
 
 
 def check_takes(method: Method, schema: Any) -> None:
-    """Raise unless the method can plan for this kind of records."""
+    """Raise unless the method can plan for this kind of records, and what it needs is installed."""
+    if absent := [name for name in method.packages if find_spec(name) is None]:
+        extra = method.packages[absent[0]]
+        raise SchemaError(f"method '{method.name}' needs the package {absent[0]}; pip install 'dpgm[{extra}]'")
+    if method.name == "labelled" and not isinstance(schema, method.takes):
+        raise SchemaError("a labeller takes images only, and these records are of a table; leave out --labeller")
     if not isinstance(schema, method.takes):
         words = {"ImageSchema": "images", "TableSchema": "tables"}
         given, taken = words.get(type(schema).__name__), [words.get(t.__name__, t.__name__) for t in method.takes]

@@ -93,6 +93,7 @@ class Budget:
         for name, value in (("epsilon", self.epsilon), ("delta", self.delta)):
             if not isinstance(value, Real) or isinstance(value, bool):
                 raise PrivacyError(f"{name} is {value!r}; allowed is a number")
+            object.__setattr__(self, name, float(value))  # numpy's numbers cannot be written to a ledger
         if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
             raise PrivacyError(f"epsilon is {self.epsilon}; allowed is a finite number above 0, usually 0.1 to 10")
         if not 0 <= self.delta < 1:

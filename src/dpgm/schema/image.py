@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dpgm.schema.plain import Kinds, entries, texts
-from dpgm.schema.rows import Rows, SchemaError, check_size
+from dpgm.schema.rows import Rows, SchemaError, check_size, plain_number
 
 _KINDS: Kinds = {
     "kind": (str,),
@@ -56,6 +56,8 @@ class ImageSchema:
     size: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("height", "width", "channels", "size"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         for name in ("height", "width"):
             value = getattr(self, name)
             if not 1 <= value <= 1024:

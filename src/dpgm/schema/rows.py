@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 
@@ -13,9 +14,14 @@ class SchemaError(ValueError):
     """Data or configuration that does not fit the declared public facts."""
 
 
+def plain_number(value: Any) -> Any:
+    """A number of numpy's as Python's, which a file can hold; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def check_size(size: Any) -> None:
     """Raise unless so many records can be declared; None declares none."""
-    if size is not None and not (isinstance(size, int) and size >= 2):
+    if size is not None and not (isinstance(size, int) and not isinstance(size, bool) and size >= 2):
         raise SchemaError(f"declared size is {size!r}; allowed is 2 or more records, a whole number")
 
 

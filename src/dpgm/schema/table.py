@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpgm.schema.plain import Kinds, entries, texts
-from dpgm.schema.rows import Rows, SchemaError, check_size
+from dpgm.schema.rows import Rows, SchemaError, check_size, plain_number
 
 Kind: TypeAlias = Literal["category", "integer", "number", "date", "boolean"]
 Table: TypeAlias = NDArray[np.float64]
@@ -74,6 +74,10 @@ class Column:
 
     def __post_init__(self) -> None:
         where = f"column '{self.name}'"
+        for name in ("low", "high"):
+            object.__setattr__(self, name, _plain_bound(getattr(self, name)))
+        if not all(isinstance(v, str) for v in self.values):
+            raise SchemaError(f"{where} lists values that are no texts; write each as it stands in a file, e.g. '0'")
         if not self.name or self.kind not in get_args(Kind):
             raise SchemaError(f"{where} has the kind {self.kind!r}; allowed are {', '.join(get_args(Kind))}")
         if (self.kind == "category") != bool(self.values) or len(set(self.values)) != len(self.values):
@@ -85,6 +89,8 @@ class Column:
                     f"{where} has the bounds {self.low} to {self.high}; give public bounds low < high: they are never "
                     "taken from private rows"
                 )
+            if self.kind == "integer" and not (low.is_integer() and high.is_integer()):
+                raise SchemaError(f"{where} has the bounds {self.low} to {self.high}; those of integers are whole")
         elif self.low is not None or self.high is not None or self.private_bounds:
             raise SchemaError(f"{where} is a {self.kind}; it has no bounds")
         if self.decimals is not None and (self.kind != "number" or not 0 <= self.decimals <= 12):
@@ -129,6 +135,12 @@ class Column:
         x = np.round(x) if self.whole else x if self.decimals is None else np.round(x, self.decimals)
         return np.clip(x, low, high)
 
+    def at_least(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The least allowed numbers that are not below `x`, or the largest allowed one."""
+        near = self.settle(x)
+        step = 1.0 if self.whole else 0.0 if self.decimals is None else 10.0**-self.decimals
+        return np.where(near < x, self.settle(near + step), near)
+
     def to_json(self) -> dict[str, Any]:
         """The facts as plain JSON values, without those that are not set."""
         value = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -155,6 +167,7 @@ class TableSchema:
     ordered: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "size", plain_number(self.size))
         names = self.names
         if not names or len(set(names)) != len(names):
             raise SchemaError(f"the columns are {list(names)}; give at least one, each name once")
@@ -175,8 +188,17 @@ class TableSchema:
                 raise SchemaError(
                     f"ordered has {list(pair)}; only two columns of numbers, or two of dates, have an order"
                 )
-            if a.bounds[0] > b.bounds[1]:
-                raise SchemaError(f"ordered has {list(pair)}, but '{a.name}' begins where '{b.name}' has ended")
+        for a, b in self.implied:
+            if self[a].bounds[0] > self[b].bounds[1]:
+                raise SchemaError(f"ordered puts '{a}' below '{b}', but '{a}' begins where '{b}' has ended")
+
+    @property
+    def implied(self) -> set[tuple[str, str]]:
+        """The orders, and all that follow from them."""
+        found = set(self.ordered)
+        while more := {(a, d) for a, b in found for c, d in found if b == c} - found:
+            found |= more
+        return found
 
     def __getitem__(self, name: str) -> Column:
         return self.columns[self.names.index(name)]
@@ -240,15 +262,19 @@ class TableSchema:
         return broken
 
     def in_order(self, table: Table) -> Table:
-        """The records with the larger column of each order raised to the smaller one, as far as bounds allow."""
+        """The records with the larger column of each order raised to the smaller one, as far as bounds allow.
+
+        Where they do not, the smaller one is lowered. All are raised first: one that was lowered in between would be
+        raised again. A chain of orders needs as many passes as it has links.
+        """
         table = table.copy()
-        for _ in self.ordered:  # a chain of orders needs as many passes as it has links
-            for a, b in self.ordered:
-                i, j = self.names.index(a), self.names.index(b)
-                bad = table[:, i] > table[:, j]
-                raised = self[b].settle(table[bad, i])
-                lowered = np.minimum(table[bad, i], raised)  # where bounds or rounding hold the larger one back
-                table[bad, j], table[bad, i] = raised, np.floor(lowered) if self[a].whole else lowered
+        pairs = [(self.names.index(a), self.names.index(b)) for a, b in self.ordered]
+        for i, j in pairs * len(pairs):
+            bad = table[:, i] > table[:, j]
+            table[bad, j] = self.columns[j].at_least(table[bad, i])
+        for i, j in list(reversed(pairs)) * len(pairs):
+            bad = table[:, i] > table[:, j]
+            table[bad, i] = np.floor(table[bad, j]) if self.columns[i].whole else table[bad, j]
         return table
 
     def check(self, rows: Rows) -> None:
@@ -270,6 +296,13 @@ class TableSchema:
                 raise SchemaError(f"column '{column.name}' holds values that its declaration does not allow")
         if self.disordered(table).any():
             raise SchemaError(f"records break one of the orders {[list(pair) for pair in self.ordered]}")
+
+
+def _plain_bound(value: Any) -> Any:
+    """A number or a day as a file can hold it."""
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[D]").item()
+    return value.isoformat()[:10] if isinstance(value, date) else plain_number(value)  # a Timestamp is a date, too
 
 
 def _column(value: Any) -> Column:
