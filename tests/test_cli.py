@@ -58,6 +58,31 @@ def test_no_artefact_names_a_place_of_the_machine(run: Path) -> None:
         assert str(run.parent).encode() not in file.read_bytes(), file.name
 
 
+def test_a_printed_command_keeps_names_and_cuts_paths() -> None:
+    given = ["run", "/a/b c/d.npz", "--classes", "T-shirt/top,n / a", "--schema=sub/s.json", "--reference", "a/real/"]
+    assert printable(given) == "dpgm run d.npz --classes 'T-shirt/top,n / a' --schema=s.json --reference real"
+    files = "trained:/a/f.safetensors+scattering+torchvision:vgg19=/a/w.pth"
+    assert (
+        printable(["--features", files]) == "dpgm --features trained:f.safetensors+scattering+torchvision:vgg19=w.pth"
+    )
+    assert printable(["sample", "run", "--labels", "n/a"]) == "dpgm sample run --labels n/a"
+    assert (
+        printable(["run", "--labels", "sub/l-ubyte", "--classes=n/a", "sub/d"])
+        == "dpgm run --labels l-ubyte --classes=n/a d"
+    )
+
+
+@pytest.mark.parametrize(
+    "value", ["/home/me/x", "a,/home/me/my,dir/x", "a b:/home/me/x", "'/home/me/x'", "a;/home/me+/x"]
+)
+@pytest.mark.parametrize("option", ["", "--classes", "--rows", "--features", "--schema", "--unknown"])
+def test_a_printed_command_holds_no_absolute_path(option: str, value: str) -> None:
+    for words in ([option, value] if option else [value], [f"{option}={value}"] if option else ["--json", value]):
+        shown = printable(["run", *words, "--out", "/home/me/out", "/home/me/d.npz"])
+        assert "home" not in shown
+        assert "/" not in shown
+
+
 def test_training_again_is_free(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
     words = ["train", str(run / "release.safetensors"), "--steps", "10", "--samples", "10", "--seed", "3"]

@@ -107,6 +107,23 @@ def test_scores_of_own_held_out_records_are_named_as_a_look(folder: Path, tmp_pa
     assert "held-out records, and tell their number" in page
 
 
+def test_records_that_a_run_was_trained_on_are_no_held_out_part(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [str(folder / "train.csv"), "--schema", str(folder / "s.json")]
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert main(words(folder, whole)) == OK
+    assert main(words(folder, parted, "--test-fraction", "0.2")) == OK
+    capsys.readouterr()
+    assert main(["evaluate", str(whole), *data, "--size", "900", "--test-fraction", "0.2"]) == BAD_INPUT
+    assert "held out none of train.csv, here it is a share of 0.2" in capsys.readouterr().err
+    assert main(["evaluate", str(parted), *data, "--test-fraction", "0.3"]) == BAD_INPUT
+    assert "give --test-fraction 0.2" in capsys.readouterr().err
+    assert "utility" not in json.loads((whole / "metrics.json").read_text())
+    assert main(["evaluate", str(parted), *data, "--test-fraction", "0.2"]) == OK
+    assert main(["evaluate", str(whole), *data, "--test", str(folder / "test.csv")]) == OK
+
+
 def test_training_and_sampling_again_are_free(run: Path, tmp_path: Path) -> None:
     again = ["train", str(run / "release.safetensors"), "--steps", "5", "--samples", "20", "--out", str(tmp_path / "b")]
     assert main(again) == OK
@@ -140,6 +157,22 @@ def test_what_is_refused_says_what_to_do(folder: Path, tmp_path: Path, capsys: p
     assert main(words(folder, tmp_path / "d", "--mode", "paper")) == REFUSED
     assert "number of records" in capsys.readouterr().err.replace("\n", " ")
     assert main(words(folder, tmp_path / "e", "--mode", "full-rank", "--relation", "replace", "--steps", "3")) == OK
+
+
+def test_samples_are_written_as_their_name_says(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["sample", str(run), "--n", "4", "--out", str(tmp_path / "s.tsv")]) == OK
+    assert len(pd.read_csv(tmp_path / "s.tsv", sep="\t").columns) == len(pd.read_csv(run / "samples.csv").columns)
+    monkeypatch.setattr("dpgm.methods.tabular.TableModel.sample", None)  # nothing is drawn for a name that cannot be
+    assert main(["sample", str(run), "--n", "4", "--out", str(tmp_path / "s.json")]) == BAD_INPUT
+    assert "ends in .csv" in capsys.readouterr().err
+
+
+def test_membership_is_not_asked_of_records_that_were_trained_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = [str(run.parent / "train.csv"), "--schema", str(run.parent / "s.json"), "--test-fraction", "0.3"]
+    assert main(["audit", str(run), *data, "--kind", "membership", "--allow", "exposure"]) == BAD_INPUT
+    assert "it was trained on all others" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_part_drawn_by_a_hash_has_no_public_number(

@@ -114,7 +114,7 @@ def test_a_damaged_table_is_an_error_in_words(tmp_path: Path, name: str) -> None
     }
     path = tmp_path / name
     path.write_bytes(content[name])
-    with pytest.raises(SchemaError, match=r"no readable header|install pyarrow"):
+    with pytest.raises(SchemaError, match=r"no readable header|needs pyarrow"):
         TableSet(path=path, schema=TableSchema.from_json(FACTS))
 
 
@@ -247,6 +247,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--samples", "-5"], "--samples is -5"),
         (["--steps", "-1"], "merf.steps is -1"),
         (["--test", "x.csv"], "--test goes with tables"),
+        (["--reference", "nowhere"], "nowhere/run.json does not exist"),
+        (["--fid-features", "lenett"], "--fid-features is 'lenett'"),
+        (["--fid-features", "inception:nofile"], "--fid-features is 'inception:nofile'"),
+        (["--data-dir", "nowhere"], "the data folder nowhere does not exist"),
     ],
 )
 def test_options_that_cannot_be_stop_a_run_before_it_pays(
@@ -259,9 +263,13 @@ def test_options_that_cannot_be_stop_a_run_before_it_pays(
 
 def test_options_of_images_are_refused_beside_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s.json").write_text(json.dumps(FACTS))
-    words = [str(table(tmp_path)), "--schema", str(tmp_path / "s.json"), "--method", "slicing", "--resize", "8"]
-    assert main(["plan", *words]) == 3
-    assert "--resize goes with images" in capsys.readouterr().err
+    words = [str(table(tmp_path)), "--schema", str(tmp_path / "s.json"), "--method", "slicing"]
+    for option, value in (("--resize", "8"), ("--max-gib", "1"), ("--classifiers", "cnn"), ("--fid-features", "none")):
+        assert main(["run", *words, "--out", str(tmp_path / "run"), option, value]) == 3
+        assert f"{option} goes with images" in capsys.readouterr().err
+    assert main(["plan", *words, "--labeller", "0.3"]) == 3
+    assert "a labeller takes images only" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

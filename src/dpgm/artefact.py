@@ -23,7 +23,7 @@ from dpgm import methods
 from dpgm.methods.base import Batch, Method, Model, Note, Release, Tensors
 from dpgm.methods.table_batch import TableBatch, table_batch
 from dpgm.privacy.guarantee import Guarantee, PrivacyError
-from dpgm.schema import ImageSchema, SchemaError, TableSchema, schema_from_json
+from dpgm.schema import AnySchema, SchemaError, TableSchema, schema_from_json
 
 RUN, LEDGER, RELEASE, MODEL, SAMPLES = (
     "run.json",
@@ -49,7 +49,8 @@ _KEY = "dpgm"
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside `path`, flush it, then put it in place: a reader sees the old or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    suffix = "".join(path.suffixes[-2:])  # .csv.gz tells a writer more than .gz
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=suffix)
     os.close(handle)
     part = Path(name)
     try:
@@ -94,13 +95,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a run folder.
+    """Read a JSON file of a run folder, or one that a person wrote, in whose editor it may have got a byte order mark.
 
     Raises:
         SchemaError: the file is absent or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise SchemaError(f"{path} does not exist; give the folder of a finished 'dpgm run' or 'dpgm fit'") from error
     except OSError as error:
@@ -227,19 +228,39 @@ def load_model(folder: Path | str) -> Model:
 # Samples, progress, checkpoints
 
 
-def save_samples(batch: Batch, schema: ImageSchema, path: Path) -> Path:
+def samples_file(schema: AnySchema, path: Path) -> Path:
+    """The file for synthetic records: `path` itself, or samples.csv for the samples.npz of a table.
+
+    Raises:
+        SchemaError: nothing can be written under this name; it is better to know before records are drawn.
+    """
+    if not isinstance(schema, TableSchema):
+        if path.suffix.lower() != ".npz":
+            raise SchemaError(f"{path} is to hold images, which are written as .npz; give --out a name that ends so")
+        return path
+    from dpgm.data.table_files import SUFFIXES, is_parquet, is_table, pyarrow_
+
+    path = path.with_name(TABLE) if path.name == SAMPLES else path
+    if not is_table(path):
+        raise SchemaError(f"{path} is to hold a table; give --out a name that ends in {', '.join(SUFFIXES)}")
+    if is_parquet(path):
+        pyarrow_(path)
+    return path
+
+
+def save_samples(batch: Batch, schema: AnySchema, path: Path) -> Path:
     """Write synthetic records: images as .npz (images uint8 [n, height, width, channels], labels int64 [n],
-    class_names; odds float32 [n, k], where a labeller gave class probabilities), a table as .csv.
+    class_names; odds float32 [n, k], where a labeller gave class probabilities), a table as the name tells.
 
     Returns:
-        the file that was written: for a table, `path` with .csv instead of .npz.
+        the file that was written, as `samples_file` names it.
     """
+    path = samples_file(batch.schema if isinstance(batch, TableBatch) else schema, path)
     if isinstance(batch, TableBatch):
-        from dpgm.data.tables import write_csv
+        from dpgm.data.tables import write_table
 
-        table = path.with_suffix(".csv") if path.suffix == ".npz" else path
-        write_whole(table, lambda p: write_csv(batch.table, batch.schema, p))
-        return table
+        write_whole(path, lambda p: write_table(batch.table, batch.schema, p))
+        return path
 
     arrays = {"images": batch.images, "labels": batch.labels, "class_names": np.array(schema.classes)}
     if batch.odds is not None:

@@ -93,3 +93,20 @@ def test_another_separator_is_seen(tmp_path: Path) -> None:
     path.write_text("a;b\n1;2\n3;4\n", encoding="utf-8")
     with pytest.raises(DataError, match="write it with commas"):
         draft_schema(path)
+
+
+@pytest.mark.parametrize("text", [",a\n0,x\n1,y\n", "a,b,\nx,1,\ny,2,\n", ",a,\n0,x,\n"])
+def test_a_column_without_a_name_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "public.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"column without a name.* index=False"):
+        draft_schema(tmp_path / "public.csv")
+
+
+def test_a_parquet_index_is_a_column_where_it_has_a_name(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path, frame = tmp_path / "public.parquet", pd.DataFrame({"a": ["x", "y"]}, index=[3, 7])
+    frame.to_parquet(path)
+    with pytest.raises(DataError, match="column without a name"):
+        draft_schema(path)
+    frame.rename_axis("k").to_parquet(path)
+    assert sorted(draft_schema(path).names) == ["a", "k"]

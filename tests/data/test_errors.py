@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dpgm.data import DataError, open_data
-from dpgm.schema import ImageSchema
+from dpgm.schema import Column, ImageSchema, TableSchema
 
 from .helpers import FACTS, encoded, folder, grey, idx, npz, open_arrays, packed, two
 
@@ -104,9 +104,25 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_source_of_no_known_kind(tmp_path: Path) -> None:
-    (tmp_path / "table.csv").write_text("a,b")
-    with pytest.raises(DataError, match=r"of no known kind; allowed are \.npz, idx"):
-        open_data(tmp_path / "table.csv")
+    for name, message in (
+        ("table.txt", r"of no known kind; allowed are \.npz, idx .* tables with a schema .*: \.csv"),
+        ("table.CSV", r"is a table; declare its columns"),
+    ):
+        (tmp_path / name).write_text("a,b")
+        with pytest.raises(DataError, match=message):
+            open_data(tmp_path / name)
+
+
+def test_a_table_s_schema_opens_no_images(tmp_path: Path) -> None:
+    schema: Any = TableSchema(columns=(Column(name="a", kind="boolean"),))
+    for source in (npz(tmp_path / "own.npz", x=grey(), y=two()), "digits", tmp_path / "table.txt"):
+        with pytest.raises(DataError, match=r"describes a table, but .* ends in \.csv"):
+            open_data(source, schema=schema)
+
+
+def test_suffixes_may_be_in_capitals(tmp_path: Path) -> None:
+    own = npz(tmp_path / "own.npz", x=grey(), y=two())
+    assert len(open_data(own.rename(tmp_path / "OWN.NPZ"), **FACTS).train()) == 12
 
 
 def test_npz_that_is_no_zip(tmp_path: Path) -> None:

@@ -180,3 +180,41 @@ def test_split_of_folders_and_packed_images(tmp_path: Path) -> None:
         open_arrays(tmp_path, {"test_fraction": 0.5}, **packed([encoded(g) for g in grey(40)]), y_train=two(40)),
     ):
         assert len(data.train()) + len(data.test()) == 40
+
+
+def unlabelled(path: Path, **more: object) -> DataSet:
+    return open_data(path, image_size=6, channels=1, unlabelled=True, **more)  # pyright: ignore[reportArgumentType]
+
+
+def test_arrays_need_no_labels_where_none_are_wanted(tmp_path: Path) -> None:
+    files = [encoded(g) for g in grey()]
+    for arrays in ({"x": grey()}, {"images": grey()}, packed(files), {"x": grey(), "y": np.array(["a"])}):
+        data = unlabelled(npz(tmp_path / "own.npz", **arrays))
+        assert data.schema.classes == ("all",)
+        same(data, grey()[..., None], np.zeros(12))
+    data = unlabelled(npz(tmp_path / "own.npz", x_train=grey(), x_test=grey(4, seed=1)))
+    np.testing.assert_array_equal(data.test()["image"], grey(4, seed=1)[..., None])
+    with pytest.raises(DataError, match="y missing"):
+        open_arrays(tmp_path, x=grey())
+
+
+def test_image_files_need_no_class_folders_where_no_labels_are_wanted(tmp_path: Path) -> None:
+    for i, image in enumerate(grey()):
+        (tmp_path / f"{i:03}.PNG").write_bytes(encoded(image))
+    (tmp_path / "README.txt").write_text("no record")
+    for names in (None, ("all",)):
+        same(unlabelled(tmp_path, classes=names), grey()[..., None], np.zeros(12))
+    folder(tmp_path, grey(4, seed=1))
+    both = np.concatenate([grey(), grey(4, seed=1)[[0, 2, 1, 3]]])
+    same(unlabelled(tmp_path), both[..., None], np.zeros(16))
+
+
+def test_what_is_held_out_does_not_hang_on_how_a_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").mkdir()
+    for i, image in enumerate(grey()):
+        (tmp_path / "own" / f"{i:03}.png").write_bytes(encoded(image))
+    far = unlabelled(tmp_path / "own", test_fraction=0.5).train()["image"]
+    monkeypatch.chdir(tmp_path / "own")
+    np.testing.assert_array_equal(unlabelled(Path(), test_fraction=0.5).train()["image"], far)

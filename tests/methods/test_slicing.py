@@ -283,6 +283,18 @@ def test_methods_for_images_refuse_tables() -> None:
     check_takes(Slicing(), IMAGES)
 
 
+def test_expected_memory_follows_what_was_measured() -> None:
+    def expected(n: int, classes: int) -> float:
+        columns = [Column(name=f"c{i}", kind="number", low=0, high=1) for i in range(n)]
+        label = Column(name="y", kind="category", values=tuple(map(str, range(classes))))
+        schema: Any = TableSchema(columns=(*columns, label), label="y", size=20_000)
+        return Slicing().plan(schema, relation=Relation.ADD_REMOVE, budget=BUDGET).memory_mb
+
+    assert expected(10, 2) == 800
+    for n, classes, measured in ((60, 2, 899), (120, 2, 1457), (60, 10, 1151)):
+        assert 0.9 * measured < expected(n, classes) < 1.25 * measured
+
+
 @pytest.mark.parametrize("column", SCHEMA.columns, ids=lambda c: c.name)
 def test_every_allowed_value_falls_into_an_interval(column: Column) -> None:
     cells = fine_cells(column)

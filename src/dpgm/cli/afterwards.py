@@ -13,13 +13,14 @@ import numpy as np
 import tyro
 
 from dpgm import artefact
-from dpgm.artefact import JUDGES, METRICS, RUN, SAMPLES, write_json, write_whole
+from dpgm.artefact import JUDGES, LEDGER, METRICS, RUN, SAMPLES, write_json, write_whole
 from dpgm.cli.console import Screen
 from dpgm.cli.options import Data, Flat, parse
 from dpgm.data import DataSet
 from dpgm.data.tables import TableSet
 from dpgm.evaluation import seeds
 from dpgm.evaluation.fidelity import open_view
+from dpgm.evaluation.folder import read_ledger
 from dpgm.evaluation.grid import png, sample_grid
 from dpgm.evaluation.report import write_report
 from dpgm.evaluation.scores import RIVALS
@@ -44,8 +45,8 @@ class _Sample:
         labels: classes to draw, in turn, by name or number, e.g. 3,5 or ">50K"; by default pictures of all classes in
             equal numbers, and records of a table as frequent as released.
         seed: makes the draw reproducible.
-        out: the .npz file (for tables .csv) to write; by default samples.npz (samples.csv) of the run folder is written
-            anew, which its scores and report then no longer describe.
+        out: the file to write, .npz for images, .csv, .tsv or .parquet for tables; by default samples.npz (samples.csv)
+            of the run folder is written anew, which its scores and report then no longer describe.
         json: print one JSON object.
     """
 
@@ -117,7 +118,7 @@ def sample_command(words: list[str]) -> int:
     labels = None
     if options.labels is not None:
         labels = _classes(options.labels, model.schema, options.n)
-    out = options.out or options.folder / SAMPLES
+    out = artefact.samples_file(model.schema, options.out or options.folder / SAMPLES)
     batch = model.sample(options.n, labels=labels, seed=options.seed)
     out = artefact.save_samples(batch, model.schema, out)
     value = {"file": str(out), "n": len(batch), "guarantee": model.guarantee.to_json()}
@@ -144,6 +145,8 @@ def evaluate_command(words: list[str]) -> int:
     options = parse("evaluate", _Evaluate, words, about=about)
     screen = Screen(as_json=options.json)
     model, data = artefact.load_model(options.folder), options.data.open()
+    check_held_out(options.folder, data)
+    check_judges(data, options.classifiers, options.reference, options.fid_features, seed=options.seed)
     rival = None if options.beside is None else _rival(options.beside, data.name)
     if rival is not None and rival[1] == model.reader and isinstance(model, LabelledModel):
         raise SchemaError(f"the run has a {model.reader} of its own; leave out --beside {options.beside}")
@@ -164,6 +167,42 @@ def evaluate_command(words: list[str]) -> int:
     report(options.folder)
     screen.result(metrics, "\n".join(score_lines(metrics)))
     return 0
+
+
+def check_held_out(folder: Path, data: DataSet | TableSet) -> None:
+    """Refuse to hold out others of the run's records than it did: it was trained on them."""
+    name, here = data.facts()["data"], data.facts()["held out"]
+    for entry in read_ledger(folder / LEDGER)[0] or []:
+        was = entry["facts"] if entry.get("kind") == "about" else {}
+        then = was.get("held out", here)
+        if was.get("data") == name and then != here:
+            todo = f"give --test-fraction {then}" if then else "leave out --test-fraction, and give a test part"
+            raise SchemaError(
+                f"the run in {folder} held out {_share(then)} of {name}, here it is {_share(here)}; it was trained on "
+                f"all others, which cannot test it: {todo}; other records go into a file of another name"
+            )
+
+
+def _share(fraction: float | None) -> str:
+    return "none" if fraction is None else f"a share of {fraction}"
+
+
+def check_judges(
+    data: DataSet | TableSet, classifiers: Sequence[str], reference: Path | None, features: str, *, seed: int
+) -> None:
+    """Refuse, before anything is paid or read, what scores of these data could not use."""
+    if isinstance(data, TableSet):
+        given = {"--classifiers": tuple(classifiers) != tuple(CLASSIFIERS), "--fid-features": features != "lenet"}
+        if useless := [name for name, said in given.items() if said]:
+            raise SchemaError(f"{', '.join(useless)} goes with images; leave it out, as {data.name} holds none")
+    else:
+        kind, _, file = features.partition(":")
+        if features not in ("lenet", "none") and not (kind == "inception" and Path(file).is_file()):
+            raise SchemaError(
+                f"--fid-features is '{features}'; allowed are lenet, none and inception:FILE, a local file"
+            )
+    if reference is not None:
+        _kept(reference, data.name, seed)
 
 
 def _rival(folder: Path, data: str) -> tuple[str, str, Any, str]:
@@ -269,7 +308,7 @@ def _scores(
     if model.schema.n_classes == 1 and not isinstance(data, TableSet):
         return {"sizes": {"test": len(test)}}  # nothing to tell apart
     real = public_door(data.train) if is_public(data) else None
-    kept = None if reference is None else _kept(reference, data.name)
+    kept = None if reference is None else _kept(reference, data.name, seed)
     if isinstance(data, TableSet):
         from dpgm.evaluation.tables import evaluate_table
 
@@ -295,11 +334,14 @@ def _scores(
     return metrics
 
 
-def _kept(reference: Path, data: str) -> dict[str, Any]:
-    """The scores in a folder of `dpgm reference`, whose records and judges must be of the same set."""
+def _kept(reference: Path, data: str, seed: int) -> dict[str, Any]:
+    """The scores in a folder of `dpgm reference`, whose records, judges and seed must be the same."""
     if (other := artefact.read_json(reference / RUN).get("data")) != data:
         raise SchemaError(f"{reference} is a reference on {other}, the samples are of {data}; make one on {data}")
-    return artefact.read_json(reference / METRICS)
+    kept = artefact.read_json(reference / METRICS)
+    if (other := kept.get("seed")) != seed:
+        raise SchemaError(f"the reference was made with seed {other}, the scores are of seed {seed}; make it again")
+    return kept
 
 
 def score_lines(metrics: dict[str, Any]) -> list[str]:

@@ -178,6 +178,7 @@ def _membership(options: _Folder, run: dict[str, Any]) -> Audit:
         data = dataclasses.replace(data, schema=dataclasses.replace(data.schema, columns=tuple(columns)))
     if data.schema.to_json() | {"size": None} != schema.to_json() | {"size": None}:
         raise SchemaError(f"the run was of other records than {data.name}; give the data options that the run had")
+    afterwards.check_held_out(folder, data)
     if not data.has_test:
         raise SchemaError(f"{data.name} has no held-out part to compare with; give --test-fraction as in the run")
     guarantee, costs = _costs(folder)

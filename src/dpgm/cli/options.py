@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,6 +22,10 @@ _WRITE_IT = (
     "write it by hand, or have one drafted from a *public* file of the same columns: "
     "dpgm schema draft PUBLIC_FILE --from-public"
 )
+_OF_NAMES, _OF_MANY = {"--classes", "--rows"}, {"--rows"}
+"""Options whose values are names that a person chose, and those that take several words."""
+_DIRECTORY = re.compile(r"^((?:\w+:)?(?:[\w.-]+=)?).*[/\\]", re.DOTALL)  # after a kind, as in torchvision:NAME=FILE
+_ABSOLUTE = re.compile(r"(?<![\w.)])[/\\](?=\S)(?:.*[/\\])?", re.DOTALL)  # as in "cat,/a/b", not in "n/a"
 RELATIONS = {"add-remove": Relation.ADD_REMOVE, "replace": Relation.REPLACE}
 
 
@@ -40,7 +44,7 @@ class Data:
         size: declared number of train records, a public round figure.
         resize: side of the images wanted.
         colour: turn images to grey or to rgb.
-        unlabelled: drop the labels: all records become one class.
+        unlabelled: all records are one class; a .npz file or a folder of images then needs no labels.
         test_fraction: share of records to hold out where there is no test part.
         test: file of the held-out part of a table.
         public: the table's records are public, as a benchmark's are: scores beside real train records may be shown.
@@ -72,9 +76,12 @@ class Data:
 
         if self.schema is not None and not self.schema.is_file():
             raise SchemaError(f"the schema {self.schema} does not exist; correct --schema, or {_WRITE_IT}")
+        if self.data_dir is not None and not self.data_dir.is_dir():
+            raise SchemaError(f"the data folder {self.data_dir} does not exist; correct --data-dir")
         schema: Any = None if self.schema is None else schema_from_json(read_json(self.schema))
         if is_table(self.data):
-            self._refuse("images", "image_size", "channels", "classes", "resize", "colour", "unlabelled", "labels")
+            of_images = ("image_size", "channels", "classes", "resize", "colour", "unlabelled", "labels", "max_gib")
+            self._refuse("images", *of_images)
             return self._open_table(schema)
         self._refuse("tables", "test", "public")
         names: int | list[str] | None = None
@@ -97,7 +104,8 @@ class Data:
         )
 
     def _refuse(self, kind: str, *names: str) -> None:
-        if given := [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) not in (None, False)]:
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        if given := [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) != usual[n]]:
             raise SchemaError(f"{', '.join(given)} goes with {kind}; leave it out, as {self.data} holds none")
 
     def _open_table(self, schema: Any) -> Any:
@@ -236,15 +244,28 @@ def method_named(words: list[str], default: str) -> type[Method]:
 
 
 def printable(words: list[str]) -> str:
-    """A command line as an artefact may show it: paths are cut down to their last name."""
+    """A command line as an artefact may show it: paths are cut down to their last name.
+
+    What is given to an option of names is a text, in which only absolute paths are cut; every other word may be a path.
+    """
     import shlex
 
-    def last(part: str) -> str:
-        kind, colon, path = part.rpartition(":")
-        return f"{kind}{colon}{Path(path).name}"
-
-    def short(word: str) -> str:
+    option, shown = "", list[str]()
+    names = {*_OF_NAMES, "--labels"} if words[:1] == ["sample"] else _OF_NAMES  # elsewhere a file
+    for word in words:
         key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        return f"{key}{equals}{'+'.join(map(last, value.split('+'))) if os.sep in value else value}" if value else word
+        option = key or option
+        if option in names:
+            short = _ABSOLUTE.sub("", value)
+        elif option.endswith("features"):  # joined by +, each file after its kind
+            short = "+".join(map(_last_name, value.split("+")))
+        else:
+            short = _last_name(value)
+        shown.append(f"{key}{equals}{short}")
+        if equals or not (key or option in _OF_MANY):  # what comes next belongs to no option
+            option = ""
+    return shlex.join(["dpgm", *shown])
 
-    return shlex.join(["dpgm", *map(short, words)])
+
+def _last_name(path: str) -> str:
+    return _DIRECTORY.sub(r"\1", path.rstrip("/\\"))

@@ -126,6 +126,7 @@ def price(words: list[str]) -> dict[str, Any]:
         schema: Any = data.schema
         check_takes(method, schema)
         _check_scored(data)
+        _check_judges(options, data)
         privacy = options.privacy
         plan = method.plan(schema, relation=RELATIONS[privacy.relation], budget=privacy.budget(schema))
         check_allowed(plan.guarantee(), privacy.allow)
@@ -154,6 +155,11 @@ def _check_scored(data: Any) -> None:
         raise SchemaError(f"{data.name} has no label of two or more classes; scores are those of classifiers: name one")
 
 
+def _check_judges(options: Any, data: Any) -> None:
+    seed, features = options.output.seed, options.fid_features
+    afterwards.check_judges(data, options.classifiers, options.reference, features, seed=seed)
+
+
 def fit_command(words: list[str]) -> int:
     """Privatise and train."""
     options, method = _parse("fit", Fit, words, "Privatise once and train a generator.")
@@ -171,6 +177,7 @@ def run_command(words: list[str]) -> int:
     screen, out = Screen(as_json=options.json), options.output.out
     check_count(options.samples, "--samples")
     job = Job(method, options, screen, ["run", *words])
+    _check_judges(options, job.data)
     model = job.fit(last=REPORT)
     with screen.stage("sample"):
         metrics = afterwards.draw(model, out, n=options.samples, seed=options.output.seed)

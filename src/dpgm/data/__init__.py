@@ -14,7 +14,8 @@ from dpgm.data.idx import is_idx, open_idx
 from dpgm.data.named import NAMED, NamedSet, open_named, same_source
 from dpgm.data.npz import open_npz
 from dpgm.data.pixels import Shaping
-from dpgm.schema import ImageSchema
+from dpgm.data.table_files import SUFFIXES, is_table
+from dpgm.schema import ImageSchema, TableSchema
 
 __all__ = ["NAMED", "DataError", "DataSet", "NamedSet", "open_data", "same_source"]
 
@@ -57,12 +58,18 @@ def open_data(
         test_fraction: share to hold out where the source has no test part, more than 0 and less than 1; each record
             is assigned by a hash of itself alone, so that no other record's presence matters.
         labels: file of labels beside a single idx file of images.
-        unlabelled: drop the labels and take all records as one class, "all".
+        unlabelled: drop the labels and take all records as one class, "all"; an own .npz file or folder needs no
+            labels, classes or class folders then.
         max_gib: memory in GiB above which a source is refused by its headers.
 
     Raises:
         DataError: the source is absent, damaged, undeclared or at odds with its declaration.
     """
+    if isinstance(schema, TableSchema):
+        raise DataError(
+            f"the schema describes a table, but {source} would be opened as images; give a table whose name ends in "
+            f"{', '.join(SUFFIXES)}, or the schema of the images"
+        )
     declared = Declared(
         schema=schema,
         image_size=image_size,
@@ -81,7 +88,7 @@ def open_data(
         stored, cut, terms = known.stored, known.cut, known.terms
     else:
         path = Path(source)
-        parts, facts = _open_own(path, declared, labels)
+        parts, facts = _open_own(path, declared, labels, unlabelled)
         name, stored, cut, note, terms = path.resolve().name, declared.stored(facts), None, "", ""
     if unlabelled:
         facts = dataclasses.replace(facts, classes=("all",))
@@ -99,23 +106,33 @@ def open_data(
     )
 
 
-def _open_own(path: Path, declared: Declared, labels: Path | None) -> tuple[dict[PartName, Part], ImageSchema]:
+def _open_own(
+    path: Path, declared: Declared, labels: Path | None, unlabelled: bool
+) -> tuple[dict[PartName, Part], ImageSchema]:
     if not path.exists():
         raise DataError(
             f"{path} is neither an existing file or folder nor a named set; the named sets are {', '.join(NAMED)}"
         )
+    if path.is_file() and is_table(path):
+        raise DataError(
+            f"{path} is a table; declare its columns, their kinds and bounds in the schema of a table "
+            "(schema=TableSchema(...), or --schema FILE), instead of what describes images"
+        )
+    if unlabelled and declared.names is None:
+        declared = dataclasses.replace(declared, classes=("all",))
     hint = {"image-size": "28", "channels": "1", "classes": "cat,dog"}
     if is_idx(path):
         parts = open_idx(path, labels=labels)
-    elif path.is_file() and path.suffix == ".npz":
-        parts = open_npz(path)
+    elif path.is_file() and path.suffix.lower() == ".npz":
+        parts = open_npz(path, unlabelled=unlabelled)
     elif path.is_dir():
         folders = class_folders(path, declared.names or ())
         facts = declared.facts(path.name, {**hint, "classes": ",".join(folders) or hint["classes"]})
-        return open_folder(path, facts.classes), facts
+        return open_folder(path, facts.classes, unlabelled=unlabelled), facts
     else:
         raise DataError(
-            f"{path} is of no known kind; allowed are .npz, idx files (*-ubyte, *-ubyte.gz), a folder of idx files and "
-            "a folder with one folder of images for each class"
+            f"{path} is of no known kind; allowed are .npz, idx files (*-ubyte, *-ubyte.gz), a folder of idx files, "
+            "a folder with one folder of images for each class, and tables with a schema of their own: "
+            + ", ".join(SUFFIXES)
         )
     return parts, declared.facts(path.name, hint)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dpgm.data.errors import DataError
-from dpgm.data.tables import chunks, header, pandas_
+from dpgm.data.table_files import chunks, header, pandas_
+from dpgm.data.tables import days
 from dpgm.schema import Column, TableSchema
 
 _DAY = r"^\d{4}-\d\d-\d\d(?:[ T].*)?$"
+_NAMELESS = re.compile(r"\s*|__index_level_\d+__")  # as pandas writes an index to csv and to parquet
 
 
 def draft_schema(
@@ -29,13 +34,18 @@ def draft_schema(
         most: largest number of different texts in a column.
 
     Raises:
-        DataError: a text column has more values than `most`, a column has none or an infinite one, the label lacks
-            some, or the file is not separated by commas or tabs.
+        DataError: a text column has more values than `most`, a column has none or an infinite one, or no name, the
+            label lacks some, or the file is not separated by commas or tabs.
     """
     pd = pandas_()
     usual = TableSchema(columns=(Column(name="x", kind="boolean"),)).missing_marks
-    marks = tuple(dict.fromkeys((*missing_marks, *usual)))
+    marks = tuple(dict.fromkeys((*(m.strip() for m in missing_marks), *usual)))
     names = header(path)
+    if any(_NAMELESS.fullmatch(n) for n in names):
+        raise DataError(
+            f"{path.name} has a column without a name, such as an index that pandas wrote; write the file without it "
+            "(to_csv and to_parquet take index=False), or give it a name in the header"
+        )
     if len(names) == 1 and {";", "\t", "|"} & set(names[0]):
         raise DataError(f"{path.name} has one column, '{names[0]}'; write it with commas, or with tabs as .tsv")
     frame = pd.concat(list(chunks(path, tuple(names))), ignore_index=True)
@@ -64,10 +74,7 @@ def _draft(series: Any, is_label: bool, marks: tuple[str, ...], most: int) -> Co
     numbers = pd.to_numeric(known, errors="coerce")
     if not numbers.isna().any() and not known.str.match(r"[+-]?0\d").any():  # 02139 is a code
         return _of_numbers(name, known, numbers, lacks, is_label)
-    if (
-        known.str.match(_DAY).all()
-        and not pd.to_datetime(known, errors="coerce", format="ISO8601", utc=True).isna().any()
-    ):
+    if known.str.match(_DAY).all() and not np.isnan(days(known)).any():
         low, high = f"{distinct[0][:4]}-01-01", f"{distinct[-1][:4]}-12-31"
         return Column(name=name, kind="date", low=low, high=high, missing=lacks)
     if len(distinct) > most:

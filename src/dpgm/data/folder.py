@@ -1,4 +1,4 @@
-"""Folders of image files, one folder for each class."""
+"""Folders of image files, one folder for each class, or none."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from dpgm.data.errors import DataError
 from dpgm.data.pixels import decode
 
 _CLUTTER = {"thumbs.db", "desktop.ini"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files, decoded one by one."""
+    """Image files below `root`, decoded one by one."""
 
+    root: Path
     paths: Sequence[Path] = field(repr=False)
 
     def __len__(self) -> int:
@@ -29,8 +31,8 @@ class FileImages:
         return decode(self.paths[i], str(self.paths[i]))
 
     def identity(self, i: int) -> bytes:
-        """Class folder and file name."""
-        return "/".join(self.paths[i].parts[-2:]).encode(errors="surrogateescape")
+        """Class folder, if there is one, and file name, however the way to them is written."""
+        return self.paths[i].relative_to(self.root).as_posix().encode(errors="surrogateescape")
 
 
 def class_folders(root: Path, classes: Sequence[str] = ()) -> list[str]:
@@ -38,17 +40,22 @@ def class_folders(root: Path, classes: Sequence[str] = ()) -> list[str]:
     return _folders(_train_root(root, classes))
 
 
-def open_folder(root: Path, classes: Sequence[str]) -> dict[PartName, Part]:
+def open_folder(root: Path, classes: Sequence[str], *, unlabelled: bool = False) -> dict[PartName, Part]:
     """The parts of root/train/CLASS/* with root/test/CLASS/*, or of root/CLASS/*.
+
+    Args:
+        root: the folder.
+        classes: names of the class folders.
+        unlabelled: take all image files as one class: those of any folders, and those that lie in none.
 
     Raises:
         DataError: the folders are not those of the declared classes; when read: a file that is no image.
     """
     base = _train_root(root, classes)
-    parts: dict[PartName, Part] = {"train": _part(base, classes)}
+    names: dict[PartName, Path] = {"train": base}
     if base != root and (root / "test").is_dir():
-        parts["test"] = _part(root / "test", classes)
-    return parts
+        names["test"] = root / "test"
+    return {name: _all_of(place) if unlabelled else _part(place, classes) for name, place in names.items()}
 
 
 def _train_root(root: Path, classes: Sequence[str]) -> Path:
@@ -72,7 +79,16 @@ def _part(root: Path, classes: Sequence[str]) -> Part:
 
     def load() -> tuple[Images, NDArray[np.int64]]:
         files = [(p, k) for k, name in enumerate(classes) for p in _files(root / name)]
-        return FileImages([p for p, _ in files]), np.array([k for _, k in files], dtype=np.int64)
+        return FileImages(root, [p for p, _ in files]), np.array([k for _, k in files], dtype=np.int64)
+
+    return Part(where=str(root), load=load)
+
+
+def _all_of(root: Path) -> Part:
+    def load() -> tuple[Images, NDArray[np.int64]]:
+        files = [p for p in _files(root) if p.is_file() and p.suffix.lower() in _SUFFIXES]  # a README is no record
+        files += [p for name in _folders(root) for p in _files(root / name)]
+        return FileImages(root, files), np.zeros(len(files), np.int64)
 
     return Part(where=str(root), load=load)
 

@@ -64,31 +64,36 @@ def keys_of(path: Path) -> list[str]:
         raise DataError(f"{path}: not a readable .npz file (a zip of arrays); write it with numpy.savez") from error
 
 
-def open_npz(path: Path, *, labels: str = "y") -> dict[PartName, Part]:
+def open_npz(path: Path, *, labels: str = "y", unlabelled: bool = False) -> dict[PartName, Part]:
     """The parts of a `.npz` file, from the headers of its arrays; objects (pickles) are refused.
 
     Args:
         path: the file.
         labels: stem of the keys that hold the labels: `y` for y_train and y_test.
+        unlabelled: need no labels, and read none; every label is 0.
 
     Raises:
         DataError: not a zip, no known keys, or arrays of the wrong type or shape.
     """
     keys = keys_of(path)
+
+    def part(x: str, y: str) -> Part:
+        return _part(path, keys, x, None if unlabelled else y)
+
     if {"x_train", "x_train_jpeg"} & set(keys):
-        parts: dict[PartName, Part] = {"train": _part(path, keys, "x_train", f"{labels}_train")}
+        parts: dict[PartName, Part] = {"train": part("x_train", f"{labels}_train")}
         if {"x_test", "x_test_jpeg"} & set(keys):
-            parts["test"] = _part(path, keys, "x_test", f"{labels}_test")
+            parts["test"] = part("x_test", f"{labels}_test")
         return parts
     for x, y in (("x", labels), ("images", "labels")):
         if {x, f"{x}_jpeg"} & set(keys):
-            return {"train": _part(path, keys, x, y)}
+            return {"train": part(x, y)}
     raise DataError(f"{path}: no images under a known key; it holds {_list(keys)}; allowed are {LAYOUTS}")
 
 
-def _part(path: Path, keys: list[str], x: str, y: str) -> Part:
+def _part(path: Path, keys: list[str], x: str, y: str | None) -> Part:
     packed = x not in keys
-    needed = (f"{x}_jpeg", f"{x}_offsets", y) if packed else (x, y)
+    needed = (*((f"{x}_jpeg", f"{x}_offsets") if packed else (x,)), *([] if y is None else [y]))
     if missing := [k for k in needed if k not in keys]:
         raise DataError(f"{path}: {_list(missing)} missing; it holds {_list(keys)}; allowed are {LAYOUTS}")
     header = {k: _header(path, k) for k in needed}
@@ -96,18 +101,19 @@ def _part(path: Path, keys: list[str], x: str, y: str) -> Part:
         if not h.shape:
             raise DataError(f"{path}, {key}: a single value; allowed are arrays with one entry for each record")
     nbytes = sum(h.nbytes for h in header.values())
-    labels_from(np.empty((0, *header[y].shape[1:]), header[y].dtype), f"{path}, {y}")  # type and shape only
+    if y is not None:
+        labels_from(np.empty((0, *header[y].shape[1:]), header[y].dtype), f"{path}, {y}")  # type and shape only
     if packed:
         count = header[needed[1]].shape[0] - 1
         _check_packed(path, header[needed[0]], header[needed[1]], x)
     else:
         count = header[x].shape[0]
-    if count != header[y].shape[0]:
+    if y is not None and count != header[y].shape[0]:
         raise DataError(f"{path}: {x} and {y} differ in length; give one label to every image")
 
     def load() -> tuple[Images, NDArray[np.int64]]:
         arrays = _load(path, needed)
-        labels = labels_from(arrays[y], f"{path}, {y}")
+        labels = np.zeros(count, np.int64) if y is None else labels_from(arrays[y], f"{path}, {y}")
         if not packed:
             return ArrayImages(as_bytes(arrays[x], f"{path}, {x}")), labels
         data, offsets = arrays[needed[0]], arrays[needed[1]].astype(np.int64)

@@ -9,11 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpgm.data.errors import DataError
+from dpgm.data.table_files import SUFFIXES, chunks, header, is_parquet, is_table, pandas_, pyarrow_, separator
 from dpgm.schema import Column, Rows, TableSchema
 from dpgm.schema.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CHUNK = 50_000
-SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-_EPOCH = date(1970, 1, 1).toordinal()
+__all__ = ["TableSet", "check_dtypes", "is_table", "to_frame", "to_numbers", "write_csv", "write_table"]
+
 _WHOLE = re.compile(r"^([+-]?\d+)\.0$")
+_MOMENT = re.compile(
+    r"^(\d{4}([-/. \\]?)\d\d?\2\d\d?)"
+    r"[T ](?:[01]?\d|2[0-3])(?::?[0-5]\d){0,2}(?:\.\d+)?"
+    r"(?: ?(?:Z|[+-]\d\d?(?::?\d\d){0,2}))?$"
+)
+"""A day, a time of day and, perhaps, its zone."""
 _SEPARATORS = {",": "commas", "\t": "tabs"}
 _TRUE, _FALSE = ("true", "1", "1.0", "yes", "t", "y"), ("false", "0", "0.0", "no", "f", "n")
-
-
-def is_table(path: Path | str) -> bool:
-    """Whether the name is that of a table file."""
-    return str(path).lower().endswith(SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -65,10 +63,11 @@ class TableSet:
             if path is not None and not path.is_file():
                 raise DataError(f"{path} does not exist; give a file ending in {', '.join(SUFFIXES)}")
             if path is not None and (absent := sorted(set(self.schema.names) - set(header(path, self.schema.names)))):
-                raise DataError(
-                    f"{path.name} has no column {absent}; correct the schema or the file's header, whose names are "
-                    f"separated by {_SEPARATORS[_separator(path)]}"
-                )
+                told = "" if is_parquet(path) else f", whose names are separated by {_SEPARATORS[separator(path)]}"
+                raise DataError(f"{path.name} has no column {absent}; correct the schema or the file's header{told}")
+        for column in self.schema.columns:
+            _as_read(column)
+            _mark(column, self.schema.missing_marks)  # synthetic records will be written
         check_dtypes(self.schema)
 
     def __repr__(self) -> str:
@@ -122,74 +121,6 @@ def _emptied(parts: list[Table]) -> Iterator[Table]:
         yield parts.pop()
 
 
-def header(path: Path, wanted: tuple[str, ...] | None = None) -> list[str]:
-    """Names of the columns; those that are wanted (all, by default) may stand there only once."""
-    pd = pandas_()
-    try:
-        if path.suffix == ".parquet":
-            names = list(_parquet(path).schema_arrow.names)
-        else:
-            options: dict[str, Any] = {"sep": _separator(path), "dtype": str, "na_filter": False, "header": None}
-            names = [str(v).removeprefix("\ufeff") for v in pd.read_csv(path, nrows=1, **options).iloc[0]]
-    except DataError:
-        raise
-    except Exception as error:  # gzip, parquet and pandas each have their own kinds
-        raise DataError(
-            f"{path.name} has no readable header ({type(error).__name__}); it may be empty, damaged, cut short or not "
-            "UTF-8; copy it again or write it anew"
-        ) from error
-    if twice := sorted({n for n in names if names.count(n) > 1 and (wanted is None or n in wanted)}):
-        raise DataError(f"{path.name} has several columns {twice}; which is meant is not clear: rename all but one")
-    return names
-
-
-def chunks(path: Path, names: tuple[str, ...]) -> Iterator[pd.DataFrame]:
-    """The file as texts (csv) or as it is typed (parquet), piece by piece."""
-    try:
-        if path.suffix == ".parquet":
-            for batch in _parquet(path).iter_batches(batch_size=CHUNK, columns=list(names)):
-                yield batch.to_pandas()
-            return
-        # All columns, as a line with too many fields is found only so; never an index, which one line could bring about
-        options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_filter": False, "index_col": False}
-        with pandas_().read_csv(path, sep=_separator(path), chunksize=CHUNK, **options) as reader:
-            while (frame := _next(reader)) is not None:
-                yield frame[list(names)]
-    except (ValueError, OSError, EOFError, zlib.error, Warning):  # what they say holds bytes and line numbers
-        raise DataError(
-            f"{path.name} is damaged or cut short, or has a line that is no record, or a text that is not UTF-8; "
-            "write the file again"
-        ) from None
-
-
-def _next(reader: Any) -> pd.DataFrame | None:
-    """The next piece; a first line with too many fields, of which pandas only warns, is an error like any other."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pandas_().errors.ParserWarning)
-        return next(reader, None)
-
-
-def _separator(path: Path) -> str:
-    return "\t" if ".tsv" in path.suffixes else ","
-
-
-def _parquet(path: Path) -> Any:
-    try:
-        from pyarrow.parquet import ParquetFile  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise DataError(f"{path.name} is a parquet file; install pyarrow to read it, or convert it to csv") from error
-    return ParquetFile(path)
-
-
-def pandas_() -> Any:
-    """The library, where it is installed."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise DataError("tables need pandas; install the extra: pip install 'dpgm[tables]'") from error
-    return pandas
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Frames to numbers and back
 
@@ -200,13 +131,14 @@ def to_numbers(frame: pd.DataFrame, schema: TableSchema) -> Table:
     Raises:
         DataError: a column is absent, or holds what its declaration does not allow; no value is quoted.
     """
-    if absent := sorted(set(schema.names) - set(map(str, frame.columns))):
+    frame = frame.set_axis(list(map(str, frame.columns)), axis=1)
+    if absent := sorted(set(schema.names) - set(frame.columns)):
         raise DataError(f"the table has no column {absent}; correct the schema or the frame")
-    if twice := sorted({str(n) for n in frame.columns[frame.columns.duplicated()]} & set(schema.names)):
+    if twice := sorted(set(frame.columns[frame.columns.duplicated()]) & set(schema.names)):
         raise DataError(f"the table has several columns {twice}; which is meant is not clear: rename all but one")
-    out = np.empty((len(frame), len(schema.columns)))
+    out, marks = np.empty((len(frame), len(schema.columns))), tuple(m.strip() for m in schema.missing_marks)
     for j, column in enumerate(schema.columns):
-        out[:, j] = _numbers(frame[column.name], column, schema.missing_marks)
+        out[:, j] = _numbers(frame[column.name], column, marks)
     return schema.in_order(out)
 
 
@@ -219,24 +151,24 @@ def _numbers(series: Any, column: Column, marks: tuple[str, ...]) -> NDArray[np.
     pd = pandas_()
     series = _in_float64(series)
     missing = series.isna().to_numpy()
-    if column.kind == "category" and pd.api.types.is_numeric_dtype(series.dtype) and any(map(_too_long, column.values)):
+    values, as_plain = _as_read(column)
+    is_numeric = pd.api.types.is_numeric_dtype(series.dtype)
+    if column.kind == "category" and is_numeric and (not as_plain or any(map(_too_long, values))):
         raise DataError(
-            f"column '{column.name}' has values with more digits than numbers of a frame keep where one is missing; "
-            "give the column as texts: astype(str) where nothing is missing, or a file with texts"
+            f"column '{column.name}' has values with more digits than numbers of a frame keep where one is missing, or "
+            "values that differ by .0 alone; give the column as texts: astype(str) where nothing is missing, or a file "
+            "with texts"
         )
-    if column.kind in ("integer", "number") and pd.api.types.is_numeric_dtype(series.dtype):
+    if column.kind in ("integer", "number") and is_numeric:
         x = series.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
         return _settled(x, np.isnan(x) | np.isin(x, _as_numbers(marks)), column)
     codes, first = _distinct(series[~missing])
     series = series[~missing][first]
     texts = series.astype(str).str.strip()
-    plain = tuple(map(_plain, column.values))
-    if column.kind != "category" or len(set(plain)) == len(plain):  # else 1 and 1.0 are declared to differ
+    if as_plain:
         texts, marks = texts.str.replace(_WHOLE, r"\1", regex=True), (*marks, *map(_plain, marks))
-    else:
-        plain = column.values
     if column.kind == "category":
-        found = texts.map({v: i for i, v in enumerate(plain)}).to_numpy(dtype=np.float64, copy=True)
+        found = texts.map({v: i for i, v in enumerate(values)}).to_numpy(dtype=np.float64, copy=True)
         if not column.missing and (np.isnan(found) & ~texts.isin(marks).to_numpy()).any():
             raise DataError(
                 f"column '{column.name}' holds texts that are not among its declared values; add them to the schema, "
@@ -251,6 +183,32 @@ def _numbers(series: Any, column: Column, marks: tuple[str, ...]) -> NDArray[np.
     x = np.full(len(missing), np.nan)
     x[~missing] = found[codes]
     return _settled(x, np.isnan(x), column)
+
+
+def _as_read(column: Column) -> tuple[tuple[str, ...], bool]:
+    """The values of a category as a file's texts are compared with them, and whether 1.0 counts as 1 there."""
+    bare = tuple(v.strip() for v in column.values)
+    if twice := sorted({v for v in bare if bare.count(v) > 1}):
+        raise DataError(
+            f"column '{column.name}' declares {twice} several times, with other spaces around; spaces there are not "
+            "read: declare each text once"
+        )
+    plain = tuple(map(_plain, bare))
+    differ = len(set(plain)) < len(plain)  # 1 and 1.0 are declared to differ
+    return (bare, False) if differ else (plain, True)
+
+
+def _mark(column: Column, marks: tuple[str, ...]) -> str:
+    """The first text for a missing value that is not read as one of the column's own."""
+    values, as_plain = _as_read(column)
+    bare = [m.strip() for m in marks]
+    free = [m for m in bare if (_plain(m) if as_plain else m) not in values]
+    if column.missing and not free:
+        raise DataError(
+            f"column '{column.name}' may lack values, but declares each of missing_marks {bare} as a value of its own; "
+            "add a mark that is none, e.g. 'missing'"
+        )
+    return next(iter(free), "")
 
 
 def _distinct(series: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -293,8 +251,7 @@ def _parse(texts: Any, series: Any, column: Column) -> NDArray[np.float64]:
         known = {**dict.fromkeys(_TRUE, 1.0), **dict.fromkeys(_FALSE, 0.0)}
         x = lower.map(known).to_numpy(dtype=np.float64)
     elif column.kind == "date":
-        stamps = pd.to_datetime(series, errors="coerce", format="ISO8601", utc=True).dt.tz_localize(None)
-        x = np.where(stamps.isna(), np.nan, stamps.to_numpy().astype("datetime64[D]").astype(np.float64))
+        x = days(series if pd.api.types.is_datetime64_any_dtype(series.dtype) else texts)
     else:
         x = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64)
     if np.isnan(x).any():
@@ -303,6 +260,17 @@ def _parse(texts: Any, series: Any, column: Column) -> NDArray[np.float64]:
             "stands for a missing value in missing_marks"
         )
     return x
+
+
+def days(series: Any) -> NDArray[np.float64]:
+    """Days since 1970 that texts or moments name, each by its own clock; NaN for texts that name none."""
+    pd = pandas_()
+    if not pd.api.types.is_datetime64_any_dtype(series.dtype):
+        series = series.str.replace(_MOMENT, r"\1", regex=True)
+        series = series.where(series.str.match(r"^[\d\-/. \\]+$"))  # "today" is no fixed day
+        series = pd.to_datetime(series, errors="coerce", format="ISO8601")
+    stamps = series.dt.tz_localize(None)
+    return np.where(stamps.isna(), np.nan, stamps.to_numpy().astype("datetime64[D]").astype(np.float64))
 
 
 def _settled(x: NDArray[np.float64], missing: NDArray[np.bool_], column: Column) -> NDArray[np.float64]:
@@ -326,8 +294,8 @@ def check_dtypes(schema: TableSchema) -> None:
         DataError: pandas has no such dtype, or it is too narrow, or it knows no missing values.
     """
     for c in schema.columns:
-        low, high = c.bounds if not c.private_bounds else (0.0, 1.0)
-        some = np.arange(high + 1) if c.values else c.settle(np.array([low, 0.618 * low + 0.382 * high, high]))
+        low, high = c.bounds  # of private ones, the outer limits: those found may be any within
+        some = np.arange(high + 1) if c.values else c.settle(np.array([low, 0.618 * low + 0.382 * high, 0.382, high]))
         x = np.array([*some, *([np.nan] if c.missing else [])], float)
         try:
             series = _series(x, c)
@@ -337,13 +305,14 @@ def check_dtypes(schema: TableSchema) -> None:
             raise DataError(
                 f"column '{c.name}' has the dtype '{c.dtype}', which cannot hold what the column declares; name a "
                 "pandas dtype that can (Int64 for whole numbers that may be missing), or leave dtype out"
+                + ("; low and high may narrow private bounds" if c.private_bounds else "")
             ) from error
 
 
 def _holds(series: Any, x: NDArray[np.float64], column: Column) -> bool:
     """Whether values without gaps are still what they were; dates and booleans may take any form."""
     if column.kind == "category":
-        return [_plain(str(v)) for v in series] == [_plain(v) for v in column.values]
+        return tuple(_plain(str(v).strip()) for v in series) == tuple(_plain(v.strip()) for v in column.values)
     if column.kind in ("date", "boolean"):
         return True
     return np.allclose(series.to_numpy(np.float64), x, rtol=0 if column.whole else 1e-3, atol=0)
@@ -374,12 +343,23 @@ def _series(x: NDArray[np.float64], column: Column) -> Any:
     return series.astype(column.dtype or (whole if column.missing else nullable))
 
 
+def write_table(table: Table, schema: TableSchema, path: Path) -> None:
+    """Write a file of the kind that the name of `path` tells; `TableSet` reads the same numbers back."""
+    if is_parquet(path):
+        pyarrow_(path)
+        to_frame(table, schema).to_parquet(path, index=False)
+    else:
+        write_csv(table, schema, path)
+
+
 def write_csv(table: Table, schema: TableSchema, path: Path) -> None:
-    """Write a csv that `TableSet` reads back; missing values as the first missing mark."""
-    mark = schema.missing_marks[0] if schema.missing_marks else ""
-    plain = [dataclasses.replace(c, dtype="") if c.kind == "date" else c for c in schema.columns]
+    """Write texts, with tabs for .tsv; missing values as the first missing mark that is no value of the column."""
+    plain = [dataclasses.replace(c, dtype="") if c.kind in ("category", "date") else c for c in schema.columns]
     frame = to_frame(table, dataclasses.replace(schema, columns=tuple(plain)))
     for c in schema.columns:
         if c.kind == "date":
             frame[c.name] = frame[c.name].dt.strftime("%Y-%m-%d")
-    frame.to_csv(path, index=False, na_rep=mark)
+        elif c.kind == "category" and c.missing:
+            frame[c.name] = frame[c.name].fillna(_mark(c, schema.missing_marks))
+    mark = schema.missing_marks[0].strip() if schema.missing_marks else ""
+    frame.to_csv(path, sep=separator(path), index=False, na_rep=mark)

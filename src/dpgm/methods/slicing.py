@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ import torch
 
 from dpgm.mechanisms.noise import Gaussian
 from dpgm.mechanisms.projection import SlicedProjection
+from dpgm.mechanisms.tables import Cells
 from dpgm.methods import rowwise, sliced_images
 from dpgm.methods.base import Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors, reporter
 from dpgm.methods.options import AtLeast1
@@ -136,7 +138,7 @@ class Slicing(Method):
             ),
             details={"mode": self.mode, "noise_std_one": std[0], "noise_std_two": std[1], "blocks": len(second.blocks)},
             seconds=10 + 2e-5 * len(second.blocks) * (schema.size or 0) / 1000 + 30,
-            memory_mb=800,
+            memory_mb=self._memory_mb(schema, first.cells),
         )
 
     def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
@@ -185,6 +187,13 @@ class Slicing(Method):
     def _mixture(self, counts: list[int], schema: TableSchema, seed: int) -> ProductMixture:
         each = max(1, self.components // schema.n_classes)
         return ProductMixture(counts, schema.n_classes, each, rng=torch.Generator().manual_seed(seed))
+
+    def _memory_mb(self, schema: TableSchema, fine: Sequence[Cells]) -> float:
+        """Peak memory as measured: training holds numbers for each pair of cells and class, a few times over."""
+        columns = [(c, cells.count) for c, cells in zip(schema.columns, fine, strict=True) if c.name != schema.label]
+        joined = sum(n if c.values else min(n, self.cells + c.missing) for c, n in columns)
+        pairs = joined**2 * (56 + 30 * schema.n_classes)
+        return max(800, 600 + (pairs + 50 * self.components * joined + 8 * (schema.size or 0) * len(fine)) / 1e6)
 
     def _second(self, schema: TableSchema, cells: Any) -> Any:
         return two_way(schema, cells, pair=self.pair, label=self.label, triple=self.triple)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from dpgm.data.table_files import is_table
 from dpgm.methods.options import LabelMode, parse
 from dpgm.schema import SchemaError
 
@@ -142,8 +143,9 @@ class Spec:
         words = ["reference" if cell.row.is_real else "run", *self.data_words(cell.data, data_dir)]
         words += ["--seed", str(cell.seed), "--samples", str(self.size(cell.row)), "--out", str(out)]
         kind, colon, file = self.fid_features.partition(":")
-        words += ["--classifiers", *self.classifiers]
-        words += ["--fid-features", kind + colon + (self._found(file, data_dir) if file else "")]
+        if not is_table(str(self.sets.get(cell.data, {}).get("source", cell.data))):  # they judge images
+            words += ["--classifiers", *self.classifiers]
+            words += ["--fid-features", kind + colon + (self._found(file, data_dir) if file else "")]
         row = cell.row
         if row.is_real:
             return words
