@@ -243,7 +243,13 @@ def test_small_errors_that_meet_large_inputs_are_clipped(engine, bias):
         total = clipped_gradient_sum(
             lambda net, x: 2e-23 * net(x).flatten(1).sum(1), net, (x,), clip_norm=1e-6, engine=engine
         )
-        assert 1.99e-6 < total.double().norm() <= 2e-6
+        assert 0 < total.double().norm() <= 2e-6
+    net, x = nn.Linear(20, 30, bias=False), torch.tensor([1e-25, 1.0])[None, :, None].expand(2, 2, 20)
+    given = torch.tensor([1e18, 1e-30])  # large errors where inputs are small, and the other way round
+    total = clipped_gradient_sum(
+        lambda net, x: (net(x).sum(2) * given).sum(1), net, (x,), clip_norm=1e-9, engine=engine
+    )
+    assert 0 < total.double().norm() <= 2e-9
 
 
 class Trailing(nn.Module):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpgm.artefact import JUDGES, METRICS, RUN, write_json, write_whole
-from dpgm.cli.afterwards import Classifiers, Features, is_public, score_lines
+from dpgm.cli.afterwards import Classifiers, Features, check_judges, is_public, score_lines
 from dpgm.cli.console import Screen, peak_memory_mb
 from dpgm.cli.options import Data, Flat, parse, printable
 from dpgm.data import DataSet
@@ -53,6 +53,7 @@ def reference_command(words: list[str]) -> int:
             f"{data.name} is not known to be public, and a reference on real records is not private; use a named "
             "benchmark set, or say --public for a table whose records are"
         )
+    check_judges(data, options.classifiers, None, options.fid_features, seed=options.seed)
     judges = Judges()
     with screen.stage("evaluate"):
         metrics = _scores(options, data, judges)

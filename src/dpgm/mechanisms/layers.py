@@ -21,6 +21,8 @@ _LARGE_MAP, _FEW_CHANNELS = 128, 8
 _ROUNDING = 4e-6
 """Largest relative error of a sum of products in float32 that is reckoned with; its exact bound holds for 64 terms, and
 errors of longer sums partly cancel."""
+_VANISHED = 1e-33
+"""What an inner product may lose to terms too small for float32, below 1.2e-38 each."""
 Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -58,12 +60,12 @@ def _linear_norms(layer: nn.Linear, a: Tensor, d: Tensor, records: int) -> Tenso
     """
     a, d = _rows(a, records), _rows(d, records)
     count, inputs, outputs = a.shape[1], a.shape[2], d.shape[2]
-    if count > 1 and count * (inputs + outputs) >= inputs * outputs:
-        return None
-    a, one, d, unit = _in_units(a, d, bias=layer.bias is not None)
+    bias = 0.0 if layer.bias is None else 1.0
     if count == 1:
-        return _in_full(((a.square().sum(2) + one[:, None]) * d.square().sum(2))[:, 0], unit)
-    return _in_full(_pair_sum(a @ a.mT + one[:, None, None], d @ d.mT), unit)
+        return ((a.square().sum(2) + (bias + _VANISHED)) * (d.square().sum(2) + _VANISHED))[:, 0]
+    if count * (inputs + outputs) >= inputs * outputs:
+        return None
+    return _pair_sum(a @ a.mT + bias, d @ d.mT)
 
 
 def _convolution_norms(layer: nn.Conv2d, a: Tensor, d: Tensor, records: int) -> Tensor | None:
@@ -83,44 +85,28 @@ def _convolution_norms(layer: nn.Conv2d, a: Tensor, d: Tensor, records: int) -> 
     if 3 * pairs >= outside * places * layer.in_channels * layer.out_channels:  # 3: measured, see benchmarks
         return None
     pixels = F.pad(a.float(), (left, left, up, up)).unflatten(0, (records, draws)).transpose(1, 2).flatten(2)
-    errors = d.float().unflatten(0, (records, draws)).transpose(1, 2).flatten(2)
-    pixels, one, errors, unit = _in_units(pixels, errors, bias=layer.bias is not None)
     inner = (pixels.mT @ pixels).view(records, draws, height, width, draws, height, width)
-    patches = one.view(-1, *(1 for _ in range(6)))
+    patches = torch.full((), 0.0 if layer.bias is None else 1.0)
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             y = slice(i * gap[0], i * gap[0] + step[0] * (rows - 1) + 1, step[0])
             x = slice(j * gap[1], j * gap[1] + step[1] * (columns - 1) + 1, step[1])
             patches = patches + inner[:, :, y, x, :, y, x]
-    return _in_full(_pair_sum(patches.reshape(records, outside, outside), errors.mT @ errors), unit)
-
-
-def _in_units(a: Tensor, d: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs and errors `[records, ...]` of each record in units of their largest entries, the square of a bias's input
-    (1, or 0 without a bias) in such units, and the product of both units, float64.
-
-    Squares of small errors would vanish in float32, however large the inputs are that they meet.
-    """
-    top = a.flatten(1).abs().amax(1).clamp(min=1.0 if bias else 1e-37)
-    most = d.flatten(1).abs().amax(1).clamp(min=1e-37)
-    one = (1 / top.double()).square().float() if bias else torch.zeros(len(a))
-    shape = (-1, *(1 for _ in range(a.ndim - 1)))
-    return a / top.view(shape), one, d / most.view(shape), top.double() * most.double()
-
-
-def _in_full(square: Tensor, unit: Tensor) -> Tensor:
-    """Squared norms in their own size; what float32 cannot hold is infinite."""
-    return (square.double() * unit.square()).float()
+    errors = d.float().unflatten(0, (records, draws)).transpose(1, 2).flatten(2)
+    return _pair_sum(patches.reshape(records, outside, outside), errors.mT @ errors)
 
 
 def _pair_sum(read: Tensor, given: Tensor) -> Tensor:
     """The sum of all products, `[records]`, plus what rounding may have taken from it.
 
-    Large products can cancel; a norm that comes out too small would let a record exceed its bound. No term is larger
-    than the product of the roots of its diagonals.
+    Large products can cancel, and squares of small errors vanish, however large the inputs are that they meet; a norm
+    that comes out too small would let a record exceed its bound. No term is larger than the product of the roots of its
+    diagonals, and all entries of a matrix together are at most its trace times its length.
     """
-    most = (read.diagonal(dim1=1, dim2=2) * given.diagonal(dim1=1, dim2=2)).clamp(min=0).sqrt().sum(1).square()
-    return (read * given).sum((1, 2)).clamp(min=0) + _ROUNDING * most
+    one, other = (m.diagonal(dim1=1, dim2=2).clamp(min=0) for m in (read, given))
+    most = (one * other).sqrt().sum(1).square()
+    vanished = _VANISHED * read.shape[1] * (one.sum(1) + other.sum(1))
+    return (read * given).sum((1, 2)).clamp(min=0) + _ROUNDING * most + vanished
 
 
 def _pair(value: int | str | tuple[int, ...]) -> tuple[int, int]:
