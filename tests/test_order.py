@@ -107,5 +107,12 @@ def test_a_chain_whose_end_has_lower_bounds_is_put_in_order(seed: int) -> None:
 def test_a_chain_that_bounds_forbid_is_refused() -> None:
     names = (("a", 8, 10), ("b", 0, 10), ("c", 0, 5))
     columns = tuple(Column(name=n, kind="integer", low=low, high=high) for n, low, high in names)
-    with pytest.raises(SchemaError, match="'a' begins where 'c' has ended"):
+    with pytest.raises(SchemaError, match="begins where 'c' has ended"):
+        TableSchema(columns=columns, ordered=(("a", "b"), ("b", "c")))
+
+
+def test_a_whole_number_has_to_fit_between() -> None:
+    kinds: Any = (("a", "number", 4.2, 9), ("b", "integer", 0, 10), ("c", "number", 0, 4.5))
+    columns = tuple(Column(name=n, kind=kind, low=low, high=high) for n, kind, low, high in kinds)
+    with pytest.raises(SchemaError, match="'b' begins where 'c' has ended"):
         TableSchema(columns=columns, ordered=(("a", "b"), ("b", "c")))

@@ -207,6 +207,9 @@ def test_image_files_need_no_class_folders_where_no_labels_are_wanted(tmp_path: 
     folder(tmp_path, grey(4, seed=1))
     both = np.concatenate([grey(), grey(4, seed=1)[[0, 2, 1, 3]]])
     same(unlabelled(tmp_path), both[..., None], np.zeros(16))
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match="a folder test but none called train"):
+        unlabelled(tmp_path)
 
 
 def test_what_is_held_out_does_not_hang_on_how_a_folder_is_named(

@@ -145,7 +145,8 @@ def evaluate_command(words: list[str]) -> int:
     options = parse("evaluate", _Evaluate, words, about=about)
     screen = Screen(as_json=options.json)
     model, data = artefact.load_model(options.folder), options.data.open()
-    check_held_out(options.folder, data)
+    if not (isinstance(data, TableSet) and data.test_path and not is_public(data)):  # else no train records are read
+        check_held_out(options.folder, data)
     check_judges(data, options.classifiers, options.reference, options.fid_features, seed=options.seed)
     rival = None if options.beside is None else _rival(options.beside, data.name)
     if rival is not None and rival[1] == model.reader and isinstance(model, LabelledModel):

@@ -52,6 +52,8 @@ def open_folder(root: Path, classes: Sequence[str], *, unlabelled: bool = False)
         DataError: the folders are not those of the declared classes; when read: a file that is no image.
     """
     base = _train_root(root, classes)
+    if unlabelled and base == root and (root / "test").is_dir():
+        raise DataError(f"{root} has a folder test but none called train; move the others there, or rename test")
     names: dict[PartName, Path] = {"train": base}
     if base != root and (root / "test").is_dir():
         names["test"] = root / "test"

@@ -59,6 +59,8 @@ class TableSet:
     def __post_init__(self) -> None:
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
             raise DataError(f"the test fraction is {self.test_fraction}; allowed is more than 0 and less than 1")
+        if self.test_fraction is not None and self.test_path is not None:
+            raise DataError(f"{self.name} has a test part of its own; leave out --test-fraction")
         for path in (self.path, self.test_path):
             if path is not None and not path.is_file():
                 raise DataError(f"{path} does not exist; give a file ending in {', '.join(SUFFIXES)}")
@@ -164,7 +166,7 @@ def _numbers(series: Any, column: Column, marks: tuple[str, ...]) -> NDArray[np.
         return _settled(x, np.isnan(x) | np.isin(x, _as_numbers(marks)), column)
     codes, first = _distinct(series[~missing])
     series = series[~missing][first]
-    texts = series.astype(str).str.strip()
+    texts = (series.map(_text) if column.kind == "category" else series.astype(str)).str.strip()
     if as_plain:
         texts, marks = texts.str.replace(_WHOLE, r"\1", regex=True), (*marks, *map(_plain, marks))
     if column.kind == "category":
@@ -225,6 +227,13 @@ def _in_float64(series: Any) -> Any:
     if series.dtype == object and types.infer_dtype(series, skipna=True) != "string":
         return series.map(lambda v: v.item() if isinstance(v, np.floating) else v).astype(object)
     return series
+
+
+def _text(value: object) -> str:
+    """A value as a file has it; what float32 holds exactly in few digits, whatever dtype others give its column."""
+    if isinstance(value, float) and not value.is_integer() and float(np.float32(value)) == value:
+        return str(np.float32(value))
+    return str(value)
 
 
 def _too_long(text: str) -> bool:
@@ -347,7 +356,8 @@ def write_table(table: Table, schema: TableSchema, path: Path) -> None:
     """Write a file of the kind that the name of `path` tells; `TableSet` reads the same numbers back."""
     if is_parquet(path):
         pyarrow_(path)
-        to_frame(table, schema).to_parquet(path, index=False)
+        short = [dataclasses.replace(c, dtype="") if any(map(_too_long, c.values)) else c for c in schema.columns]
+        to_frame(table, dataclasses.replace(schema, columns=tuple(short))).to_parquet(path, index=False)
     else:
         write_csv(table, schema, path)
 

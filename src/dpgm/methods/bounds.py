@@ -25,7 +25,7 @@ from dpgm.privacy import accountant
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, BudgetExceeded, PrivacyError, Relation
 from dpgm.privacy.mechanism import Cost
-from dpgm.schema import Column, TableSchema
+from dpgm.schema import Column, SchemaError, TableSchema
 
 SHARE = 0.05
 """Share of the budget (of mu^2) that bounds take where some are private."""
@@ -106,21 +106,30 @@ def answered(schema: TableSchema, asked: Gaussian, answer: NDArray[np.float64]) 
         high = max(high, low + 1) if column.whole else high
         ends = [_written(column, v) for v in (low, high)]
         columns[j] = dataclasses.replace(column, low=ends[0], high=ends[1], private_bounds=False)
-    for names in schema.implied:
-        _meet(schema, columns, *(schema.names.index(name) for name in names))
-    return dataclasses.replace(schema, columns=tuple(columns)), tuple(unseen)
+    for wider in ((), columns, schema.columns):
+        try:
+            return dataclasses.replace(schema, columns=tuple(_widened(schema, columns, wider))), tuple(unseen)
+        except SchemaError:  # an order would be impossible, and the bounds are paid for: take wider ones
+            continue
+    raise AssertionError("the declared limits allow every order")
 
 
-def _meet(schema: TableSchema, columns: list[Column], i: int, j: int) -> None:
-    """Widen what was found until column i can lie below column j, as the declared limits allow."""
-    low, high = columns[i].bounds[0], columns[j].bounds[1]
-    if low <= high:
-        return
-    low = max(math.floor(high) if columns[i].whole else high, schema.columns[i].bounds[0])
-    columns[i] = dataclasses.replace(columns[i], low=_written(columns[i], low))
-    if low > high:
-        high = math.ceil(low) if columns[j].whole else low
-        columns[j] = dataclasses.replace(columns[j], high=_written(columns[j], high))
+def _widened(schema: TableSchema, columns: Sequence[Column], wider: Sequence[Column]) -> list[Column]:
+    """The columns; each private one that stands in an order with the widest bounds that any of these has in `wider`, as
+    far as its declared limits allow.
+    """
+    out, ordered = list(columns), {schema.names.index(name) for pair in schema.ordered for name in pair}
+    for j in ordered.intersection(private_columns(schema)) if wider else ():
+        column, limits = columns[j], schema.columns[j].bounds
+        of_kind = [wider[i].bounds for i in ordered if (columns[i].kind == "date") == (column.kind == "date")]
+        low, high = min(b[0] for b in of_kind), max(b[1] for b in of_kind)
+        if column.whole:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, limits[0]), min(high, limits[1])
+        out[j] = dataclasses.replace(
+            column, low=_written(column, low), high=_written(column, high), private_bounds=False
+        )
+    return out
 
 
 def _written(column: Column, value: float) -> float | str:

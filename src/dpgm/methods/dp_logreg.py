@@ -98,7 +98,7 @@ def _table_of(records: Any, schema: TableSchema) -> NDArray[np.float64]:
         return records
     from dpgm.data.tables import to_numbers
 
-    lacks = schema.label is not None and schema.label not in records.columns
+    lacks = schema.label is not None and schema.label not in set(map(str, records.columns))
     return to_numbers(records.assign(**{str(schema.label): schema.classes[0]}) if lacks else records, schema)
 
 

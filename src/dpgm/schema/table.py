@@ -188,17 +188,16 @@ class TableSchema:
                 raise SchemaError(
                     f"ordered has {list(pair)}; only two columns of numbers, or two of dates, have an order"
                 )
-        for a, b in self.implied:
-            if self[a].bounds[0] > self[b].bounds[1]:
-                raise SchemaError(f"ordered puts '{a}' below '{b}', but '{a}' begins where '{b}' has ended")
+        self._check_orders()
 
-    @property
-    def implied(self) -> set[tuple[str, str]]:
-        """The orders, and all that follow from them."""
-        found = set(self.ordered)
-        while more := {(a, d) for a, b in found for c, d in found if b == c} - found:
-            found |= more
-        return found
+    def _check_orders(self) -> None:
+        """Raise where a column cannot reach the least value that those below it can have."""
+        least = {c.name: c.bounds[0] for c in self.columns}
+        for a, b in self.ordered * len(self.ordered):
+            reached = float(self[b].at_least(np.array(least[a])))
+            if reached < least[a]:
+                raise SchemaError(f"ordered puts '{a}' below '{b}', but '{a}' begins where '{b}' has ended")
+            least[b] = max(least[b], reached)
 
     def __getitem__(self, name: str) -> Column:
         return self.columns[self.names.index(name)]
