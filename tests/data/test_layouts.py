@@ -167,6 +167,16 @@ def test_removing_a_record_moves_no_other_one_across_the_split(tmp_path: Path) -
     assert moved(tmp_path, "position")
 
 
+def test_replacing_a_record_can_move_it_across_the_split(tmp_path: Path) -> None:
+    """So a release that shows how many train records there are is refused there (`check_split`)."""
+    found: set[int] = set()
+    for seed in range(20):
+        images = np.concatenate([grey(1, seed=seed), grey(11, seed=99)])
+        data = open_arrays(tmp_path, {"test_fraction": 0.5}, x=images, y=two())
+        found.add(len(data.train()))
+    assert len(found) == 2
+
+
 def test_split_does_not_depend_on_resizing(tmp_path: Path) -> None:
     source = {"x": grey(100), "y": np.arange(100)}
     options = {"test_fraction": 0.5, "classes": 100}
