@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dpgm.cli import main
+from dpgm.data import open_data
 from dpgm.evaluation.audit import check_folder
 from dpgm.evaluation.report import write_report
 from dpgm.schema import SchemaError
@@ -167,6 +169,19 @@ def test_command_tells_a_folder_that_contradicts_itself(folder: Path, capsys: py
     edit(folder / "run.json", lambda v: v["guarantee"].update(epsilon=0.5))
     assert main(["audit", str(folder), "--kind", "consistency"]) == 5
     assert "FAULT run.json promises" in capsys.readouterr().out
+
+
+def test_members_that_are_found_are_no_refutation_where_the_split_may_not_be_random(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = open_data("digits").train()
+    names = np.array([str(k) for k in range(10)])
+    np.savez(folder / "samples.npz", images=rows["image"], labels=rows["label"], class_names=names)
+    assert main(["audit", str(folder), "--kind", "membership"]) == 5
+    text = capsys.readouterr().out
+    assert "MEMBERS WERE FOUND MORE OFTEN THAN THE CLAIM ALLOWS" in text
+    assert "THE PROMISE DOES NOT STAND" not in text
+    assert json.loads((folder / "audit.json").read_text("utf-8"))["proved_and_beaten"] == []
 
 
 def test_an_audit_of_one_kind_keeps_what_others_found(folder: Path):
