@@ -100,6 +100,18 @@ def test_the_samples_teach_a_classifier(digits, components):
     assert accuracy(drawn, digits) > 0.82
 
 
+@pytest.mark.parametrize(("own", "right"), [(True, True), (False, False)])
+def test_every_class_moves_at_its_own_step_size(digits, own, right):
+    """Mean acceptance of 100 chains is 0.6 or more in each class; the twin moves all at the step size of the first."""
+    model: Any = model_of(PGE(components=8), digits, budget=Budget(epsilon=10.0, delta=1e-4))
+    sizes, found = model.tensors()["step_size"], []
+    for label, size in enumerate(sizes if own else np.full(10, sizes[0])):
+        field, coins = model._frame(label), torch.Generator().manual_seed(1)
+        chains = run(model._kernel(field, float(size)), field.start(100, coins), n_steps=4, rng=coins)
+        found.append(float(chains.acceptance.mean()))
+    assert (min(found) >= 0.6) is right
+
+
 def test_noise_alone_teaches_nothing_but_still_works(digits):
     x, y = digits
     blind = (np.zeros_like(x), y)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpgm.samplers import Kernel, State, anneal, chain, ddim, heun, hmc, mala, run, stalled, ula, unadjusted_hmc
 from dpgm.samplers.hamiltonian import MINIMAL_NORM
-from dpgm.samplers.kernel import Schedule
+from dpgm.samplers.kernel import Energy, Schedule
 
 COV = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)
 PRECISION = torch.linalg.inv(COV)
@@ -137,12 +137,33 @@ def test_ula_has_the_variance_that_theory_says() -> None:
     assert abs(z_score(out.kept[50:].square(), true, true * math.sqrt(2))) < LIMIT
 
 
-def test_line_integral_equals_the_energy_error_for_a_gaussian() -> None:
+def quartic(x: torch.Tensor) -> torch.Tensor:
+    return (x**4 / 4 + x**2 / 2).sum(1)
+
+
+def double_well(x: torch.Tensor) -> torch.Tensor:
+    """Two Gaussians: a score that is no polynomial."""
+    return -torch.logaddexp(-(x - 1.5).square().sum(1) / 2, -(x + 1.5).square().sum(1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("energy", "step_size", "within"), [(gauss_energy, 0.7, 1e-12), (quartic, 0.2, 1e-12), (double_well, 0.3, 0.02)]
+)
+def test_line_integral_is_the_energy_error(energy: Energy, step_size: float, within: float) -> None:
+    """To within a part of its size: exactly up to scores of degree 3, to a fiftieth for a mixture. (The trapezoid rule
+    is off by as much as the error itself.)
+    """
     x = start(100, 5)
-    exact = hmc(gauss_energy, score=gauss_score, step_size=0.7, n_leapfrog=4)
-    work = unadjusted_hmc(gauss_score, step_size=0.7, n_leapfrog=4, metropolis="line_integral")
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return -torch.autograd.grad(energy(x).sum(), x)[0]
+
+    exact = hmc(energy, score=score, step_size=step_size, n_leapfrog=5)
+    work = unadjusted_hmc(score, step_size=step_size, n_leapfrog=5, metropolis="line_integral")
     a, b = (k.step(rng(6), k.init(x))[1].energy_error for k in (exact, work))
-    assert torch.allclose(a, b, atol=1e-12)
+    assert float((a - b).square().mean().sqrt()) <= within * max(1.0, float(a.square().mean().sqrt()))
 
 
 def test_small_steps_remove_the_bias() -> None:

@@ -18,12 +18,12 @@ from dpgm.methods.base import Batch, Method, Model, Note, OnNote, Plan, Release,
 from dpgm.methods.composed import part, prefixed, with_prefix
 from dpgm.methods.descent import Descent, descend
 from dpgm.methods.field import FieldModel
-from dpgm.methods.options import AtLeast1, ClipNorm
+from dpgm.methods.options import Above0, AtLeast1, ClipNorm
 from dpgm.nets.denoiser import Denoiser, Known, denoising_loss, sliced_loss
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import Json
-from dpgm.samplers import Kernel, anneal, annealed_langevin, ddim, heun, run, sigma_schedule, unadjusted_hmc
+from dpgm.samplers import Kernel, anneal, annealed_langevin, chain, ddim, heun, run, sigma_schedule, unadjusted_hmc
 from dpgm.samplers.diffusion import tweedie_score
 from dpgm.schema import Schema, SchemaError
 
@@ -59,8 +59,8 @@ class Denoising(Method):
         clip_norm: bound C on a record's gradient.
         lr: highest learning rate (Adam, cosine).
         width: channels of the net at half size, a multiple of 8.
-        sampler: kernel that draws: Heun or DDIM steps of the probability flow, or Langevin or Hamiltonian moves through
-            falling noise levels.
+        sampler: kernel that draws: Heun or DDIM steps of the probability flow, or Heun's with Langevin or Hamiltonian
+            moves at each noise level.
         highest: noise level that the field's draws are brought to; more lets the net change more.
         levels: noise levels of the sampler.
     """
@@ -71,7 +71,7 @@ class Denoising(Method):
     rate: float = 0.02
     draws: AtLeast1 = 2
     clip_norm: ClipNorm = 0.5
-    lr: float = 1e-3
+    lr: Above0 = 1e-3
     width: AtLeast1 = 24
     sampler: Literal["heun", "ddim", "langevin", "hmc"] = "heun"
     highest: float = 0.5
@@ -262,26 +262,28 @@ class DenoiserModel(Model):
             with torch.autocast("cpu", torch.bfloat16):
                 return self._net(x, sigma, y)
 
-        kernel, n_steps = self._kernel(denoiser)
+        kernel = self._kernel(denoiser)
         x = 2 * x - 1 + self._options.highest * torch.randn(x.shape, generator=coins)
-        x = run(kernel, x, n_steps=n_steps, rng=coins).x
-        if self._options.sampler in ("langevin", "hmc"):  # what is left of the noise
-            x = denoiser(x, torch.full((len(y),), _LOW))
+        x = run(kernel, x, n_steps=self._options.levels, rng=coins).x
         return (x + 1) / 2
 
-    def _kernel(self, denoiser: Any) -> tuple[Kernel, int]:
-        n, score_at = self._options.levels, tweedie_score(denoiser)
-        falling = sigma_schedule(n, sigma_min=_LOW, sigma_max=self._options.highest)
+    def _kernel(self, denoiser: Any) -> Kernel:
+        """One step a noise level. Moves alone would lag behind the falling levels: Heun's step leads from each to the
+        next, and they stir at it.
+        """
+        score_at = tweedie_score(denoiser)
+        falling = sigma_schedule(self._options.levels, sigma_min=_LOW, sigma_max=self._options.highest)
+
+        def moves_at(sigma: float) -> Kernel:
+            return unadjusted_hmc(lambda x: score_at(x, sigma), step_size=0.5 * sigma, n_leapfrog=3)
+
+        down = heun(denoiser, falling)
         match self._options.sampler:
             case "heun":
-                return heun(denoiser, falling), n
+                return down
             case "ddim":
-                return ddim(denoiser, falling), n
+                return ddim(denoiser, falling)
             case "langevin":
-                return annealed_langevin(score_at, falling[:-1], n_steps=4, ratio=0.2), 4 * n
+                return chain(*[annealed_langevin(score_at, falling[:-1], n_steps=1, ratio=0.2)] * 4, down)
             case "hmc":
-
-                def at_level(sigma: float) -> Kernel:
-                    return unadjusted_hmc(lambda x: score_at(x, sigma), step_size=0.5 * sigma, n_leapfrog=3)
-
-                return anneal(at_level, falling[:-1], n_steps=2), 2 * n
+                return chain(*[anneal(moves_at, falling[:-1], n_steps=1)] * 2, down)

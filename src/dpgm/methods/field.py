@@ -175,8 +175,8 @@ class FieldModel(Model):
 
     Args:
         release: what it was made from.
-        tensors: "weights" [k, per], "means" [k, per, dim], "factors" [k, per, dim, dim] (Cholesky) and "step_size" [1];
-            and, if pictures are sharpened, "refiner." and the name of each weight.
+        tensors: "weights" [k, per], "means" [k, per, dim], "factors" [k, per, dim, dim] (Cholesky) and "step_size" [k]
+            or [1]; and, if pictures are sharpened, "refiner." and the name of each weight.
         coordinates: of images.
         look: kind of picture.
         rounds: rounds of dynamics, and leapfrog steps in each.
@@ -203,12 +203,19 @@ class FieldModel(Model):
         """Weights, means and factors of the laws, and the step size."""
         return dict(self._tensors)
 
-    def tuned(self, seed: int, *, n: int = 200) -> float:
-        """The step size at which `n` chains of the first class accept four moves in five."""
-        frame = self._frame(0)
-        rng = torch.Generator().manual_seed(seed)
-        start = frame.start(n, rng)
-        return tune_step_size(lambda h: self._kernel(frame, h), start, rng=rng, step_size=0.3, n_steps=40)[0]
+    def tuned(self, seed: int, *, n: int = 100) -> NDArray[np.float32]:
+        """Step sizes [k] at which `n` chains of each class accept four moves in five.
+
+        Classes of one Gaussian have one law in their frames, so they share a search; mixtures differ by a factor of ten.
+        """
+        _, per = self._tensors["weights"].shape
+        rng, sizes, guess = torch.Generator().manual_seed(seed), list[float](), 0.3
+        for label in range(self.schema.n_classes if per > 1 else 1):
+            frame = self._frame(label)
+            start = frame.start(n, rng)
+            guess, _ = tune_step_size(lambda h, f=frame: self._kernel(f, h), start, rng=rng, step_size=guess, n_steps=40)
+            sizes.append(guess)
+        return np.resize(np.array(sizes, np.float32), self.schema.n_classes)
 
     def _kernel(self, frame: Frame, step_size: float) -> Kernel:
         return hmc(frame.energy, score=frame.score, step_size=step_size, n_leapfrog=self._n_leapfrog, jitter=0.2)
@@ -230,10 +237,11 @@ class FieldModel(Model):
         """Coordinates [n, dim] of new samples."""
         coins = torch.Generator().manual_seed(int(rng.integers(2**62)))
         z = np.zeros((len(labels), self._coordinates.dim))
+        sizes = np.broadcast_to(self._tensors["step_size"], self.schema.n_classes)  # old models have one for all
         for label in np.unique(labels):
             mine = labels == label
             frame = self._frame(int(label))
-            kernel = self._kernel(frame, float(self._tensors["step_size"][0]))
+            kernel = self._kernel(frame, float(sizes[label]))
             out = run(kernel, frame.start(int(mine.sum()), coins), n_steps=self._rounds, rng=coins)
             z[mine] = frame.back(out.x).double().numpy()
         return z

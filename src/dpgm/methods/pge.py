@@ -252,7 +252,7 @@ class PGE(Method):
     # --------------------------------------------------------------------------------------------------- free half
 
     def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> Model:
-        """Shrink the moments to laws, and tune the step size of the dynamics."""
+        """Shrink the moments to laws, and tune the step sizes of the dynamics."""
         if self.privacy == "published":
             return self.published.train(release, seed=seed, on_note=on_note)
         if self.privacy == "dp-sgd":
@@ -267,7 +267,7 @@ class PGE(Method):
             "factors": np.linalg.cholesky(covariances).astype(np.float32),
         }
         model = self._field(release, {**tensors, "step_size": np.array([0.3], np.float32)})
-        tensors["step_size"] = np.array([model.tuned(seed)], np.float32)
+        tensors["step_size"] = model.tuned(seed)
         if self.refine:
             report = reporter(on_note, "refine", self.refine)
             net = train_refiner(coordinates, steps=self.refine, seed=seed, on_step=report)

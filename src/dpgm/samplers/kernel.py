@@ -215,4 +215,4 @@ def anneal(kernel_at: Callable[[float], Kernel], levels: Sequence[float], *, n_s
         fresh = kernel.init(state.x)._replace(step=state.step)  # cached energies may belong to another level
         return kernel.step(rng, fresh)
 
-    return Kernel(kernels[0].init, step)
+    return Kernel(bare_state, step)
