@@ -206,14 +206,16 @@ class FieldModel(Model):
     def tuned(self, seed: int, *, n: int = 100) -> NDArray[np.float32]:
         """Step sizes [k] at which `n` chains of each class accept four moves in five.
 
-        Classes of one Gaussian have one law in their frames, so they share a search; mixtures differ by a factor of ten.
+        Classes of one Gaussian have one law in their frames, so they share a search; those of mixtures differ tenfold.
         """
         _, per = self._tensors["weights"].shape
         rng, sizes, guess = torch.Generator().manual_seed(seed), list[float](), 0.3
         for label in range(self.schema.n_classes if per > 1 else 1):
             frame = self._frame(label)
             start = frame.start(n, rng)
-            guess, _ = tune_step_size(lambda h, f=frame: self._kernel(f, h), start, rng=rng, step_size=guess, n_steps=40)
+            guess, _ = tune_step_size(
+                lambda h, f=frame: self._kernel(f, h), start, rng=rng, step_size=guess, n_steps=40
+            )
             sizes.append(guess)
         return np.resize(np.array(sizes, np.float32), self.schema.n_classes)
 
