@@ -33,4 +33,4 @@ def test_opacus_gives_the_same_sum():
     each = torch.cat([p.grad_sample.flatten(1) for p in theirs.parameters()], 1)
     norms = each.norm(dim=1)
     assert norms.min() < 8 < norms.max()  # some are clipped and some are not
-    torch.testing.assert_close(mine, (each * (8 / norms).clamp(max=1)[:, None]).sum(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mine.float(), (each * (8 / norms).clamp(max=1)[:, None]).sum(0), rtol=1e-4, atol=1e-4)

@@ -18,11 +18,12 @@ from torch.nn import functional
 
 from dpgm.mechanisms.cells import AboutCentres, CellMoments
 from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
-from dpgm.mechanisms.latents import DecoderGradient, LocalInference
+from dpgm.mechanisms.latents import DecoderGradient, FixedEncoder, LocalInference
 from dpgm.mechanisms.moments import CodeMoments, SecondMoment
 from dpgm.mechanisms.pixels import PooledPixels
 from dpgm.mechanisms.queries import ClippedSum, Histogram, MeanEmbedding, clip_rows, total
 from dpgm.mechanisms.scatter import CellScatter
+from dpgm.methods.encoder import TorchEncoder
 from dpgm.privacy.guarantee import PrivacyError, Relation
 from dpgm.privacy.mechanism import REAL_ARITHMETIC, Array, Query
 from dpgm.schema import ImageSchema, Rows
@@ -338,6 +339,15 @@ def test_a_task_assumes_what_comes_before_its_net() -> None:
     assert step.cost(ADD).assumptions == (REAL_ARITHMETIC, said)
     priced = PoissonGradient(rate=0.1, noise_multiplier=1.0, size=100, rests_on=(said,))
     assert priced.cost(ADD) == step.cost(ADD), "who plans it says so beforehand"
+    coupled_net: Any = own | {"module": nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=0))}
+    assert ModuleGradient(**coupled_net).assumptions() == (said,)
+    assert ModuleGradient(**coupled_net, engine="vmap").assumptions() == (), "it is shown one record at a time"
+    assert ModuleGradient(**own | {"loss": lambda net, x, y: net(x)[:, 0]}).assumptions() == (said,)
+    wrapped: Any = TorchEncoder(module=nn.Linear(4, 3))  # pyright: ignore
+    assert ClippedSum(vectors=wrapped, dim=3, clip_norm=1.0).assumptions() == (said,)
+    theirs = FixedEncoder(encode=lambda x, y: x, provenance="a colleague's weights")
+    colleagues = DecoderGradient(decoder=nn.Linear(2, 4), source=theirs, clip_norm=1.0).assumptions()
+    assert "a colleague's weights" in " ".join(colleagues)
     for source, found in ((LocalInference(latent=2, start=lambda x, y: x), (said,)), (LocalInference(latent=2), ())):
         assert DecoderGradient(decoder=nn.Linear(2, 4), source=source, clip_norm=1.0).assumptions() == found
 

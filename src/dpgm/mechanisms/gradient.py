@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
+from dpgm.mechanisms.layers import is_separate
 from dpgm.mechanisms.local_state import LocalState, values_of
 from dpgm.mechanisms.per_record import Clip, Engine, Loss, clipped_gradient_sum, sensitivity
-from dpgm.mechanisms.queries import Encoder, foreign
+from dpgm.mechanisms.queries import RECORD_ALONE, Encoder, foreign
 from dpgm.nets.classifiers import to_unit
 from dpgm.privacy.guarantee import Evidence, PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import (
@@ -130,6 +132,15 @@ class PoissonGradient:
         return (exact + noise.normal(exact.shape, self.noise_multiplier * self.task.bound)) / (self.rate * self.size)
 
 
+def foreign_task(module: nn.Module, loss: Loss, *maps: object, engine: Engine = "auto") -> tuple[str, ...]:
+    """What a task assumes of its net, its loss and the maps before them; of the first two nothing, where the engine
+    shows them one record at a time or they are known.
+    """
+    alone = engine in ("vmap", "loop")
+    known = is_separate(module) and (loss.__module__ == functional.__name__ or not foreign(loss))
+    return foreign(*maps) if alone or known else (RECORD_ALONE,)
+
+
 Inputs = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, ...]]
 
 
@@ -164,12 +175,14 @@ class ModuleGradient:
 
     @property
     def evidence(self) -> Evidence:
-        """Proved: the module is checked to treat each record alone."""
+        """Proved, given the assumptions."""
         return Evidence.PROVED
 
     def assumptions(self) -> tuple[str, ...]:
-        """That what comes before the module treats each record alone, where this project did not make it."""
-        return foreign(self.encoder, self.inputs)
+        """That each record is treated alone, where this project did not make what treats it; engines that show records
+        one by one to module and loss need no such word of these.
+        """
+        return foreign_task(self.module, self.loss, self.encoder, self.inputs, engine=self.engine)
 
     @property
     def bound(self) -> float:

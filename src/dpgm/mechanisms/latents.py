@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dpgm.mechanisms.gradient import foreign_task
 from dpgm.mechanisms.local_state import LocalState, values_of
 from dpgm.mechanisms.per_record import Clip, Engine, clipped_gradient_sum, sensitivity
 from dpgm.mechanisms.queries import foreign
@@ -250,8 +251,13 @@ class DecoderGradient:
         return self.source.evidence
 
     def assumptions(self) -> tuple[str, ...]:
-        """That codes are of each record alone, where this project did not make their source."""
-        return foreign(self.source)
+        """That codes and gradients are of each record alone, where this project did not make what gives them; where a
+        map of codes comes from elsewhere, its provenance, too.
+        """
+        found = foreign_task(self.decoder, reconstruction_loss, self.source, engine=self.engine)
+        if isinstance(self.source, FixedEncoder) and foreign(self.source.encode):
+            found = (*found, f"the map to codes knows the records by what was paid for only ({self.source.provenance})")
+        return found
 
     def clipped_sum(self, rows: Rows, chosen: NDArray[np.intp], noise: NoiseSource) -> Tensor:
         """The sum over the chosen records, `[p]`."""

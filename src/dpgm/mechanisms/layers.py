@@ -26,6 +26,20 @@ _VANISHED = 1e-33
 Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
+_SEPARATE = (
+    *(nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Embedding, *Convolution, nn.Sequential, nn.Identity),
+    *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.MaxPool2d, nn.AvgPool2d),
+)
+"""Layers of torch that treat each record alone, whatever their options."""
+
+
+def is_separate(net: nn.Module) -> bool:
+    """Whether a net is this project's, or made of nothing but torch's layers that are known to treat records alone."""
+    return type(net).__module__.startswith("dpgm.") or all(
+        type(layer) in _SEPARATE or (type(layer) is nn.Flatten and layer.start_dim == 1) for layer in net.modules()
+    )
+
+
 def rule_of(layer: nn.Module) -> Rule | None:
     """The rule for `layer`, or None when it has no rule of its own."""
     if type(layer) in Convolution:

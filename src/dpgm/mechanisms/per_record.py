@@ -27,8 +27,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from dpgm.mechanisms.coupling import alike, contents, refuse_coupling, refuse_fewer_digits
 from dpgm.mechanisms.layers import pair_norms, rule_of, weighted_sum
 from dpgm.privacy.guarantee import PrivacyError
 
@@ -36,6 +36,8 @@ Loss = Callable[..., Tensor]
 Engine = Literal["auto", "layers", "vmap", "loop"]
 Clip = float | Mapping[str, float]
 _Groups = list[tuple[list[str], float]]
+_Calls = dict[str, list[tuple[Tensor, Tensor]]]
+"""Inputs and output gradients of each call of each layer."""
 LEAST_CLIP = 1e-12
 """Least bound: squares of entries below 1e-22 vanish in float32, and all of them together stay far below this."""
 _HAIR = 1e-5
@@ -53,9 +55,10 @@ def clipped_gradient_sum(
     chunk: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The sum over records of the clipped gradient, `[p]`, float32, in the order of `trainable(module)`.
+    """The sum over records of the clipped gradient, `[p]`, float64, in the order of `trainable(module)`.
 
-    A record whose gradient is not finite adds nothing.
+    A record whose gradient is not finite adds nothing. Partial sums are float32, of some records, and are added in
+    float64: in float32 the sum of a million would round by more than one record adds.
 
     Args:
         loss: `loss(module, *records)` -> losses `[b * draws]`, each of its own row only.
@@ -73,6 +76,7 @@ def clipped_gradient_sum(
         ValueError: for records of unequal length.
     """
     refuse_coupling(module)
+    refuse_fewer_digits()
     groups = _groups(clip_norm, module)
     length = len(records[0])
     if any(len(r) != length for r in records) or length % draws:
@@ -88,11 +92,11 @@ def clipped_gradient_sum(
         dense = engine == "layers" and all(isinstance(layer, nn.Linear) for layer in _owners(module).values())
         chunk = max(1, (1024 if dense else 32) // draws)
     run = _Run(loss, module, draws, dtype)
-    total, before = torch.zeros(sum(p.numel() for p in trainable(module).values())), _contents(module)
+    total, before = torch.zeros(_length(module), dtype=torch.float64), contents(module)
     for start in range(0, length, chunk * draws):
         part = [r[start : start + chunk * draws] for r in records]
         total += _clip_and_add(run, engine, part, groups, first=start == 0)
-    if [(id(t), version) for t, version in _contents(module)] != [(id(t), version) for t, version in before]:
+    if [(id(t), version) for t, version in contents(module)] != [(id(t), version) for t, version in before]:
         raise PrivacyError(
             "the model changes its own weights or buffers when it reads records (as an nn.Embedding with max_norm or a "
             "running average does), so they hold more than was released; use layers that leave them alone"
@@ -103,6 +107,10 @@ def clipped_gradient_sum(
 def trainable(module: nn.Module) -> dict[str, Tensor]:
     """The parameters that are trained, by name, in the order of the gradient vector."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _length(module: nn.Module) -> int:
+    return sum(p.numel() for p in trainable(module).values())
 
 
 def sensitivity(clip_norm: Clip) -> float:
@@ -135,10 +143,14 @@ class _Run:
 
 
 def _clip_and_add(run: _Run, engine: str, records: Sequence[Tensor], groups: _Groups, *, first: bool = False) -> Tensor:
-    parts = _ENGINES[engine](run, records)
+    if engine == "layers":
+        calls = _record(run, records)
+        if first:  # the other engines see one record at a time
+            _check_first(run, records, calls, min(c for _, c in groups))
+        parts = _by_layers(run, calls, len(records[0]) // run.draws)
+    else:
+        parts = (_by_vmap if engine == "vmap" else _by_loop)(run, records)
     norms = torch.stack([p.norms for p in parts]).sum(0)
-    if first and engine == "layers":  # the other engines see one record at a time
-        _check_first(run, records, norms[0].sqrt(), min(c for _, c in groups))
     finite = torch.isfinite(norms)
     if not finite.all():  # weights of zero would not do: 0 times infinity is not 0
         rows = finite.repeat_interleave(run.draws)
@@ -158,44 +170,21 @@ def _clip_and_add(run: _Run, engine: str, records: Sequence[Tensor], groups: _Gr
 # Guards
 
 
-def refuse_coupling(module: nn.Module) -> None:
-    """Raise if a layer mixes the records of a batch or draws its own coins.
-
-    Raises:
-        PrivacyError: naming the layer.
-    """
-    for name, layer in module.named_modules():
-        where = f"layer '{name or 'the module itself'}' ({type(layer).__name__})"
-        if isinstance(layer, _BatchNorm) or (
-            isinstance(layer, nn.modules.instancenorm._InstanceNorm)  # pyright: ignore[reportPrivateUsage]
-            and layer.track_running_stats
-        ):
-            raise PrivacyError(
-                f"{where} keeps statistics over records, so one record moves the gradients of all others; "
-                "use GroupNorm or LayerNorm"
-            )
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0:  # pyright: ignore[reportPrivateUsage]
-            raise PrivacyError(f"{where} draws from the global random stream; pass the mask as one of the records")
-
-
 _COUPLED = (
     "the gradient of a record changes when others join the batch, so clipping does not bound its influence; remove "
     "batch statistics and batch-level penalties, and keep the records on the first axis"
 )
 
 
-def _contents(module: nn.Module) -> list[tuple[Tensor, int]]:
-    """The model's weights and buffers, and how often each was written to; held, so that none takes another's id."""
-    return [(t, t._version) for t in (*module.parameters(), *module.buffers())]
-
-
-def _check_first(run: _Run, records: Sequence[Tensor], among_others: Tensor, clip_norm: float) -> None:
+def _check_first(run: _Run, records: Sequence[Tensor], among_others: _Calls, clip_norm: float) -> None:
     """Raise unless the first record's gradient is its own.
 
-    Of the first two records the loss of neither may depend on what a layer gave for the other, which is an exact 0, and
-    the first record's gradient must have the norm among others that it has alone.
+    Of the first two records the loss of neither may depend on what a layer gave for the other, which is an exact 0; and
+    what layers read of the first record, and the gradients of what they gave, must be among others what they are alone.
+    That leaves what changes them by less than rounding may: too little to be told from it, in this record and call.
     """
-    if len(records[0]) == run.draws:
+    count = len(records[0]) // run.draws
+    if count == 1:
         return
     pair = [r[: 2 * run.draws] for r in records]
     for one in (0, 1):
@@ -203,10 +192,16 @@ def _check_first(run: _Run, records: Sequence[Tensor], among_others: Tensor, cli
             other = d.reshape(2, -1)[1 - one]
             if (other[torch.isfinite(other)] != 0).any():
                 raise PrivacyError(_COUPLED)
-    alone = torch.stack([p.norms for p in _by_layers(run, [r[: run.draws] for r in records])]).sum().sqrt()
-    slack = 1e-3 if run.dtype is torch.float32 else 0.2
-    if torch.isfinite(alone) and not torch.allclose(alone, among_others, rtol=slack, atol=slack * clip_norm):
+    alone = _record(run, [r[: run.draws] for r in records])
+    if {k: len(v) for k, v in alone.items()} != {k: len(v) for k, v in among_others.items()}:
         raise PrivacyError(_COUPLED)
+    for name, calls in alone.items():
+        for (a, d), (many_a, many_d) in zip(calls, among_others[name], strict=True):
+            first_a, first_d = (m.reshape(count, -1)[0] for m in (many_a, many_d))
+            if not alike(
+                a.flatten().float(), first_a.float(), d.flatten().float(), first_d.float(), clip_norm, run.dtype
+            ):
+                raise PrivacyError(_COUPLED)
 
 
 def _groups(clip_norm: Clip, module: nn.Module) -> _Groups:
@@ -236,9 +231,7 @@ class _Part:
     weighted: Callable[[Tensor], Iterable[Tensor]]
 
 
-def _by_layers(run: _Run, records: Sequence[Tensor]) -> list[_Part]:
-    count = len(records[0]) // run.draws
-    calls = _record(run, records)
+def _by_layers(run: _Run, calls: _Calls, count: int) -> list[_Part]:
     parts: list[_Part] = []
     for name, layer in _owners(run.module).items():
         seen = calls.get(name, [])
@@ -268,7 +261,7 @@ def _formed(name: str, gradient: Tensor) -> _Part:
     return _Part((name,), flat.square().sum(1), lambda weights: [weights @ flat])
 
 
-def _record(run: _Run, records: Sequence[Tensor], *, only: int | None = None) -> dict[str, list[tuple[Tensor, Tensor]]]:
+def _record(run: _Run, records: Sequence[Tensor], *, only: int | None = None) -> _Calls:
     """What each layer read and the gradient of what it gave, for every call of it, from one backward pass.
 
     The gradient is of the sum of all losses, or of one record's loss.
@@ -298,7 +291,7 @@ def _record(run: _Run, records: Sequence[Tensor], *, only: int | None = None) ->
             handle.remove()
         for w in weights:
             w.requires_grad_(True)
-    out: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    out: _Calls = {}
     for (name, a, output, before, after), d in zip(calls, gradients, strict=True):
         if a._version != before or output._version != after:
             raise PrivacyError(f"layer '{name}' has its input or output changed in place; choose engine='vmap'")
@@ -344,9 +337,6 @@ class _Bound(nn.Module):
     def forward(self, *record: Tensor) -> Tensor:
         bound = dataclasses.replace(self.run, module=self.module)  # the module whose weights are exchanged
         return bound.losses(record)[0]
-
-
-_ENGINES = {"layers": _by_layers, "vmap": _by_vmap, "loop": _by_loop}
 
 
 def _join(layer: str, name: str) -> str:

@@ -293,11 +293,8 @@ def _own(thing: object) -> bool:
 
 
 def _is_map(thing: object) -> bool:
-    """Functions and objects of classes that may be called; nets are checked where they are differentiated, and
-    those of encoders tested (`check_encoder`).
-    """
-    net = hasattr(thing, "forward")
-    return (callable(thing) or dataclasses.is_dataclass(thing)) and not (net or isinstance(thing, type))
+    """Functions and objects of classes that may be called, nets among them."""
+    return (callable(thing) or dataclasses.is_dataclass(thing)) and not isinstance(thing, type)
 
 
 def one_each(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:

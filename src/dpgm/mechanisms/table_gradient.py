@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dpgm.mechanisms.gradient import foreign_task
 from dpgm.mechanisms.per_record import Loss, clipped_gradient_sum
-from dpgm.mechanisms.queries import foreign
 from dpgm.privacy.guarantee import Evidence
 from dpgm.privacy.mechanism import NoiseSource
 from dpgm.schema import Rows, TableSchema
@@ -38,12 +38,12 @@ class TableGradient:
 
     @property
     def evidence(self) -> Evidence:
-        """Proved: the module is checked to treat each record alone, and the clip bounds whatever the features do."""
+        """Proved, given the assumptions: the clip bounds whatever the features do."""
         return Evidence.PROVED
 
     def assumptions(self) -> tuple[str, ...]:
-        """That the features are of each record alone, where this project did not make them."""
-        return foreign(self.features)
+        """That each record is treated alone, where this project did not make what treats it."""
+        return foreign_task(self.module, self.loss, self.features)
 
     @property
     def bound(self) -> float:
