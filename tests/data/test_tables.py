@@ -96,6 +96,15 @@ def test_a_number_reads_alike_whatever_dtype_the_others_give_its_column() -> Non
         assert to_numbers(frame, codes)[:2, 0].tolist() == [0, 1]
 
 
+def test_a_text_in_front_changes_no_number_of_the_same_digits() -> None:
+    """0.1 of float32 is "0.1" among the declared values; the first to write 0.10000000149011612 decided for all."""
+    codes = TableSchema(columns=(Column(name="x", kind="category", values=("0.1", "0.2"), missing=True),))
+    numbers = [np.float32(0.1), np.float32(0.2), np.float32(0.1)]
+    for first in ("0.10000000149011612", "0.1", None):
+        frame = pd.DataFrame({"x": pd.Series([first, *numbers], dtype=object)})
+        assert to_numbers(frame, codes)[1:, 0].tolist() == [0, 1, 0]
+
+
 @pytest.mark.parametrize("dtype", ["category", "object", "str"])
 def test_declared_dtypes_are_restored(dtype: str) -> None:
     schema = TableSchema(columns=(Column(name="c", kind="category", values=("a", "b"), missing=True, dtype=dtype),))

@@ -15,7 +15,7 @@ from dpgm.privacy.accountant import gaussian_epsilon
 from dpgm.privacy.guarantee import Budget, BudgetExceeded, Evidence, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.mechanism import Cost, GaussianEvent, PureEvent
-from dpgm.privacy.together import Part, reopen, runs, shared, together
+from dpgm.privacy.together import Part, reopen, runs, shared, stands_in, together
 
 CAP = Budget(epsilon=1.0, delta=1e-5)
 
@@ -51,6 +51,34 @@ def test_the_weakest_evidence_and_every_exposure_count(tmp_path):
     assert found.evidence is Evidence.CLAIMED
     assert "luck" in found.assumptions
     assert found.exposures == ("a look (seen by me)",)
+
+
+def test_a_run_stands_in_the_ledger_that_holds_its_plans_only(tmp_path):
+    """Another study's ledger may have the same file name, runs of the same names and the same plans."""
+    for study in ("A", "B"):
+        with shared(tmp_path / study / "study.ledger", cap=CAP) as whole:
+            own = Part(
+                tmp_path / study / "run" / "ledger.jsonl", cap=CAP, relation=whole.relation, whole=whole, name="run"
+            )
+            own.reserve("fit", [(Cost(event=GaussianEvent(10.0), name="sum"), 1)])
+            own.close()
+    run, first, second = (tmp_path / "A" / "run" / "ledger.jsonl", *(tmp_path / s / "study.ledger" for s in ("A", "B")))
+    with read(run, first, second) as (mine, here, there):
+        assert stands_in(mine, here)
+        for entry in there.entries:  # as if begun a day later
+            entry["time"] = "2030-01-01T00:00:00+00:00"
+        assert not stands_in(mine, there)
+        for entry in here.entries:
+            entry["plan_digest"] = "another plan"
+        assert not stands_in(mine, here)
+
+
+def test_another_unit_rests_on_one_record_each(tmp_path):
+    """Mechanisms bound what one record does: k records of a patient cost more."""
+    for unit, said in (("record", ()), ("patient", ("one patient has one record",))):
+        with Ledger(tmp_path / unit, cap=CAP, unit=unit) as ledger:
+            ledger.reserve("fit", [(Cost(event=GaussianEvent(10.0), name="sum"), 1)])
+            assert ledger.guarantee().assumptions[1:] == said
 
 
 def test_what_cannot_be_added_up_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from dpgm.cli.console import Screen
 from dpgm.cli.options import parse
 from dpgm.privacy.guarantee import PrivacyError
 from dpgm.privacy.ledger import Ledger
-from dpgm.privacy.together import reopen, runs, shared_name, together
+from dpgm.privacy.together import reopen, runs, shared_name, stands_in, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +54,10 @@ def total_command(words: list[str]) -> int:
 
 def _each_once(named: Sequence[Path], ledgers: Sequence[Ledger]) -> None:
     """Refuse a run beside a ledger that it shares with others: its price would count twice."""
-    files = {path.name for path in named}
     for path, ledger in zip(named, ledgers, strict=True):
-        if (above := shared_name(ledger.entries)) in files:
-            raise PrivacyError(f"{path} stands in {above} already; leave it out, or its price counts twice")
+        for above, whole in zip(named, ledgers, strict=True):
+            if shared_name(ledger.entries) == above.name and stands_in(ledger, whole):
+                raise PrivacyError(f"{path} stands in {above} already; leave it out, or its price counts twice")
 
 
 def _part(ledger: Ledger) -> dict[str, Any]:

@@ -214,8 +214,13 @@ def _mark(column: Column, marks: tuple[str, ...]) -> str:
 
 
 def _distinct(series: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Which distinct text each value has [n], and where each stands first: few texts are read for many records."""
+    """Which distinct value each record has [n], and where each stands first: few texts are read for many records.
+
+    Values of one text and of several types are kept apart: how they are read hangs on the type.
+    """
     texts = series.astype(str)
+    if series.dtype == object:
+        texts = series.map(lambda v: type(v).__name__) + "\0" + texts
     return pandas_().factorize(texts)[0], ~texts.duplicated().to_numpy()
 
 

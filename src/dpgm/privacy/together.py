@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.mechanism import Cost
 
 T = TypeVar("T")
+_AT_ONCE = 60.0
+"""Seconds that may lie between the entries that a run writes into its own and the shared ledger."""
 
 
 def reopen(path: Path) -> Ledger:
@@ -66,6 +69,24 @@ def shared_name(entries: Iterable[Mapping[str, Any]]) -> str | None:
 def runs(ledger: Ledger) -> tuple[str, ...]:
     """Names of the runs in a shared ledger, in the order in which they began."""
     return _each(label.partition("/")[0] for label in ledger.labels if "/" in label)
+
+
+def stands_in(run: Ledger, whole: Ledger) -> bool:
+    """Whether every plan of a run stands in a shared ledger, too, reserved at the same time: names and plans alone may
+    be those of another study.
+    """
+    there = [e for e in whole.entries if e["kind"] == "reserve" and "/" in e["label"]]
+    mine = [e for e in run.entries if e["kind"] == "reserve"]
+    return all(any(_same_plan(e, t) for t in there) for e in mine)
+
+
+def _same_plan(mine: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+    apart = datetime.fromisoformat(mine["time"]) - datetime.fromisoformat(there["time"])
+    return (
+        there["label"].partition("/")[2] == mine["label"]
+        and there["plan_digest"] == mine["plan_digest"]
+        and abs(apart.total_seconds()) <= _AT_ONCE
+    )
 
 
 class Part(Ledger):
