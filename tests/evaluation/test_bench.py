@@ -359,6 +359,28 @@ def test_the_leaderboard_shows_what_there_is(results: dict[str, Any]) -> None:
     assert "79 to 83 %, 5 seeds" in board.render(results)
 
 
+def test_the_board_shows_remarks_and_says_what_its_times_are(results: dict[str, Any]) -> None:
+    for record in results["cells"]:
+        if record["row"] == "pge+labeller":
+            record |= {"status": collect.DONE, "method": "labeller", "evidence": "proved", "judge": "accuracy_cnn"}
+            record |= {"score": 0.9, "seconds": 9.0, "cpu_seconds": 9.0, "peak_memory_mb": 200.0, "attempts": 2}
+    page = board.render({**results, "summary": collect.summary(results["cells"])})
+    assert "<small>by the mean below a private classifier on real records (2 seeds against 2)</small>" in page
+    assert "2 of the runs were interrupted and went on" in page
+    assert "add up to 1 s, those that ran side by side counted each" in page
+    assert "together took" not in page
+
+
+def test_an_interval_that_begins_at_0_is_summed_up(results: dict[str, Any]) -> None:
+    fid = {"value": 3, "low": 0, "high": 5.0, "n": 50, "features": "lenet-mnist"}  # 0, as JSON may have it
+    found = collect._scores({"accuracy": {"cnn": 0.9}, "fid": fid})
+    assert {type(found[k]) for k in ("fid", "fid_low", "fid_high")} == {float}
+    merf = [r for r in results["cells"] if r["row"] == "merf" and r["epsilon"] == 1]
+    merf[0]["fid_low"] = 0  # of a table that was written before
+    [line] = collect.summary(merf)
+    assert line["fid_low"]["mean"] == 1.0
+
+
 def test_tables_are_judged_by_pairs_of_columns_where_pictures_have_an_fid() -> None:
     pictures = {"features": "lenet-mnist", "fid": {"mean": 3.5}}
     assert board.closeness([{}, pictures]) == ("fid", "FID[lenet-mnist]")

@@ -79,7 +79,7 @@ def test_a_proved_run_says_all_of_it(make_run: MakeRun) -> None:
         "noisy class moments",
         "noise multiplier 3.74",
         "1 / 1",
-        "Synthetic, never a private picture",
+        "Synthetic; the promise above bounds what these pictures tell of any one record.",
         "95.5 %",
         "95.0 to 96.0",
         "98.3 %",
@@ -128,7 +128,7 @@ def test_weak_evidence_is_unmistakable_without_colour(make_run: MakeRun, evidenc
     assert ("It does not hold for this run" in html) == void
     assert ("<s>" in html) == void
     assert ("a sample may resemble a private record" in html) == void
-    assert ("never a private picture" in html) != void
+    assert ("the promise above bounds what these pictures tell" in html) != void
     assert ("ε = " in html) != void
 
 

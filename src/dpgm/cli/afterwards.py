@@ -15,6 +15,7 @@ import tyro
 from dpgm import artefact
 from dpgm.artefact import JUDGES, LEDGER, METRICS, RUN, SAMPLES, write_json, write_whole
 from dpgm.cli.console import Screen
+from dpgm.cli.ledgers import ledger_of
 from dpgm.cli.options import Data, Flat, parse
 from dpgm.data import DataSet
 from dpgm.data.tables import TableSet
@@ -25,6 +26,7 @@ from dpgm.evaluation.grid import png, sample_grid
 from dpgm.evaluation.report import write_report
 from dpgm.evaluation.scores import RIVALS
 from dpgm.evaluation.utility import CLASSIFIERS, evaluate_images, public_door
+from dpgm.evaluation.wording import HELD_OUT
 from dpgm.methods.base import Model
 from dpgm.methods.labelled import LabelledModel
 from dpgm.methods.table_batch import TableBatch
@@ -70,6 +72,7 @@ class _Evaluate:
         beside: run folder of a private classifier of the same data (method labeller, dp-cnn or dp-logreg), whose score
             the report is to show beside those of the samples.
         fid_features: what FID and its kin look through: lenet, inception:FILE with local weights, or none.
+        ledger: the ledger that the run shares with others, if it does; a look at private records is written there, too.
         json: print one JSON object.
     """
 
@@ -80,6 +83,7 @@ class _Evaluate:
     reference: Path | None = None
     beside: Path | None = None
     fid_features: Features = "lenet"
+    ledger: Path | None = None
     json: bool = False
 
 
@@ -159,6 +163,7 @@ def evaluate_command(words: list[str]) -> int:
         classifiers=options.classifiers,
         reference=options.reference,
         features=options.fid_features,
+        ledger=options.ledger,
     )
     if rival is not None:
         kind, name, score, headline = rival
@@ -266,16 +271,18 @@ def measure(
     classifiers: Sequence[str] = CLASSIFIERS,
     reference: Path | None = None,
     features: str = "lenet",
+    ledger: Path | None = None,
 ) -> dict[str, Any]:
     """The protocol's scores of the samples in a folder, beside real data where these are public; of a classifier that
-    draws none, its own accuracy. Scores of held-out records that may be private say that they are a look at them.
+    draws none, its own accuracy. Scores of held-out records that may be private are a look at them: it is written down
+    in the run's ledger, and in one that it shares (`ledger`), before it is taken.
     """
+    look = {"reason": HELD_OUT, "audience": "readers of the metrics and the report"}
+    if not is_public(data):
+        with ledger_of(folder, ledger) as book:
+            book.expose(**look)
     metrics = _scores(model, folder, data, seed=seed, classifiers=classifiers, reference=reference, features=features)
     if not is_public(data):
-        look = {
-            "reason": "not private: scores are plain statistics of held-out records, and tell their number",
-            "audience": "readers of the metrics and the report",
-        }
         metrics["exposures"] = [*metrics.get("exposures", []), look]
     return metrics
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +13,7 @@ from dpgm import artefact
 from dpgm.artefact import AUDIT, LEDGER, SAMPLES, TABLE, write_json
 from dpgm.cli import afterwards
 from dpgm.cli.console import Screen
+from dpgm.cli.ledgers import ledger_of
 from dpgm.cli.options import Data, Flat, parse, printable
 from dpgm.data.errors import DataError
 from dpgm.evaluation.audit import Audit, audit_membership, audit_method
@@ -27,9 +26,7 @@ from dpgm.methods import bounds
 from dpgm.privacy import accountant
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Evidence, Guarantee, PrivacyError, Relation
-from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.mechanism import Cost
-from dpgm.privacy.together import Part, reopen, shared_name
 from dpgm.schema import ImageSchema, Rows, SchemaError, schema_from_json
 
 _STANDS = "Nothing contradicts the promise. That is no proof."
@@ -209,25 +206,9 @@ def _membership(options: _Folder, run: dict[str, Any]) -> Audit:
             f"{data.name} may be private, and membership inference looks at its train records; what it prints is not "
             "covered by epsilon. To have the look written in the ledger and go on, add --allow exposure"
         )
-    with _open(folder, options.ledger) as ledger:
+    with ledger_of(folder, options.ledger) as ledger:
         door = Curator(data.train, schema=schema, ledger=ledger).expose  # type: ignore[arg-type]
         return audit_membership(samples, held_out, door=door, **terms)
-
-
-@contextmanager
-def _open(folder: Path, above: Path | None) -> Generator[Ledger]:
-    """The run's ledger, within the one that it shares with others, if it does."""
-    with reopen(folder / LEDGER) as own:
-        name, terms = shared_name(own.entries), {"cap": own.cap, "relation": own.relation}
-        if name is None:
-            yield own
-            return
-    if above is None or above.name != name:
-        raise PrivacyError(
-            f"the run shares the ledger {name}, which must know of the look, too: give its file, --ledger"
-        )
-    with reopen(above) as whole, Part(folder / LEDGER, **terms, whole=whole, name=folder.resolve().name) as part:
-        yield part
 
 
 def _costs(folder: Path) -> tuple[Guarantee, list[Any]]:

@@ -194,6 +194,7 @@ def run_command(words: list[str]) -> int:
                 classifiers=options.classifiers,
                 reference=options.reference,
                 features=options.fid_features,
+                ledger=options.privacy.ledger,
             )
     elif wanted:
         screen.say("not evaluated: the data have no test part; hold one out with --test-fraction 0.1")

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from dpgm.artefact import REPORT, write_whole
 from dpgm.evaluation import wording
 from dpgm.evaluation.curve import HEIGHT, WIDTH, curves
 from dpgm.evaluation.folder import Folder, Json, ReportError, evidence_of, read_folder
@@ -30,7 +31,7 @@ _SELF = Source(
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into a run folder and return its path.
+    """Write `report.html` into a run folder, whole or not at all, and return its path.
 
     It reads `run.json`, and where they are there `ledger.jsonl`, `metrics.json`, `training.json`, `audit.json` and
     `samples.npz` or `samples.png`. The page holds everything it needs: it asks nothing of any other file or host. Where
@@ -39,8 +40,9 @@ def write_report(folder: Path) -> Path:
     Raises:
         ReportError: there is no `run.json`, or a JSON file is damaged.
     """
-    target = Path(folder) / "report.html"
-    target.write_text(render(read_folder(Path(folder))), "utf-8")
+    target = Path(folder) / REPORT
+    page = render(read_folder(Path(folder)))
+    write_whole(target, lambda part: part.write_text(page, "utf-8"))
     return target
 
 
@@ -71,6 +73,7 @@ def view(folder: Folder) -> Json:
         "summary": wording.summary(promise["void"], promise["evidence"], _accesses(folder), metrics, exposures),
         "exposures": exposures,
         "looks": looks,
+        "shown": wording.shown(metrics),
         "edges": wording.edges(guarantee, run, metrics, exposures, attacked=bool(attacks)),
         "spent": _spent(folder),
         "ledger": folder.ledger,
@@ -86,7 +89,7 @@ def view(folder: Folder) -> Json:
         "box": (WIDTH, HEIGHT),
         "panels": tables,
         "rivals_only": bool(tables) and all(panel.title == BESIDE_PRIVATE for panel in tables),
-        "ranges": "low" in str(metrics.get("accuracy")) or "low" in str(metrics.get("utility")),
+        "ranges": any("low" in str(metrics.get(k)) for k in ("accuracy", "utility", "fidelity")),
         "others": others(metrics),
         "costs": _costs(run),
         "machine": {k: run[k] for k in ("cores", "device") if run.get(k) is not None},

@@ -51,6 +51,10 @@ _PICTURES: Mapping[str, tuple[str, str]] = {
     "coverage": ("coverage", "share of real records with a sample near by; 1 is best"),
 }
 
+_HALVES = (
+    " Ranges are 95 % intervals from half-samples: how much a value hangs on which records were drawn, not on the seed."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -115,6 +119,7 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
     apart = {
         k: f"another run: {show(v)}; publishing both spends both" for k, v in mapping(metrics.get("beside")).items()
     }
+    scaled = ", ".join(f"{k} from 0 to {show(m)}" for k, m in _MOST.items() if k in mapping(metrics.get("fidelity")))
     found = [
         Panel(
             intro="Accuracy on held-out real records of classifiers that were trained on synthetic records "
@@ -145,10 +150,9 @@ def panels(metrics: Json, epsilon: str) -> list[Panel]:
         ),
         Panel(
             title="How close the samples are",
-            intro="Closeness to held-out real records, from 0 to 1 (the same); real train records reach what the "
-            "second column says."
-            if metrics.get("real_fidelity")
-            else "Closeness to held-out real records, from 0 to 1 (the same).",
+            intro="Closeness to held-out real records, from 0 to 1 (the same)"
+            + (f", {scaled}" if scaled else "")
+            + ("; real train records reach what the second column says." if metrics.get("real_fidelity") else "."),
             columns=_BESIDE if metrics.get("real_fidelity") else ("Synthetic",),
             rows=_fidelity(mapping(metrics.get("fidelity")), mapping(metrics.get("real_fidelity"))),
         ),
@@ -218,7 +222,8 @@ def _featured(metrics: Json) -> list[Panel]:
             intro=f"Seen through the features of {features}"
             + (f", {n} records each" if n else "")
             + (f", against {reference}" if reference else "")
-            + ". Numbers of other features, sizes or references cannot be compared with these.",
+            + ". Numbers of other features, sizes or references cannot be compared with these."
+            + (_HALVES if any(cell and cell.note for row in rows for cell in row.cells) else ""),
             columns=("Value",),
             rows=tuple(rows),
         )

@@ -16,6 +16,9 @@ VERDICTS: Mapping[Evidence, tuple[str, str]] = {
 }
 """For each evidence: a sign that is told apart without colour, and a sentence."""
 
+HELD_OUT = "not private: scores are plain statistics of held-out records, and tell their number"
+"""The reason of the look that scoring records takes which may be private."""
+
 _EVENTS: Mapping[str, tuple[str, Mapping[str, str], str]] = {
     "GaussianEvent": ("Gaussian noise", {"noise_multiplier": "noise multiplier"}, "gaussian"),
     "PoissonGaussianEvent": (
@@ -106,6 +109,15 @@ def meaning(epsilon: float, delta: float, relation: str, unit: str) -> list[str]
     return lines
 
 
+def shown(metrics: Mapping[str, Any]) -> str:
+    """What a page with these metrics shows of held-out private records; "" where the scored records are public."""
+    looks = metrics.get("exposures")
+    reasons = [e.get("reason") for e in looks if isinstance(e, Mapping)] if isinstance(looks, list | tuple) else []
+    if HELD_OUT not in reasons:
+        return ""
+    return f"plain (not private) statistics of {_size(metrics, 'test')}held-out private records"
+
+
 def summary(
     void: bool, evidence: str, accesses: int | None, metrics: Mapping[str, Any], exposures: Sequence[str]
 ) -> list[str]:
@@ -119,21 +131,26 @@ def summary(
             "Samples, model and release may be published under the promise above, as far as its assumptions are true; "
             "whatever is computed from them keeps it."
         ]
+    if page := shown(metrics):
+        lines.append(
+            f"This page itself must not be published as it is: it shows {page}, which no epsilon covers. How to write "
+            "one without them: docs/report.md."
+        )
     if accesses is not None:
         times = {0: "not read", 1: "read once"}.get(accesses, f"read {accesses:,} times")
         lines.append(f"The private records were {times}, {'each time ' * (accesses > 1)}as the ledger below says.")
-    accuracy = metrics.get("accuracy") or {}
+    accuracy, rival = metrics.get("accuracy") or {}, f"one that saw {_size(metrics, 'real')}real records"
     mine, real = mean_of(_named(accuracy)), mean_of(accuracy.get("real_cnn"))
     if mine is not None:
         line = f"A classifier that saw nothing but samples is right on {100 * mine:.1f} % of real records"
-        lines.append(f"{line}; one that saw real records, on {100 * real:.1f} %." if real is not None else f"{line}.")
+        lines.append(f"{line}; {rival}, on {100 * real:.1f} %." if real is not None else f"{line}.")
     utility = metrics.get("utility") or {}
-    mine, real = (mean_of((utility.get(k) or {}).get("auc")) for k in ("boosting", "real_boosting"))
+    mine, real = (mean_of(_auc(utility, k)) for k in ("boosting", "real_boosting"))
     if mine is not None:
         line = (
             f"A classifier that saw nothing but samples predicts the label of real records with a ROC AUC of {mine:.3f}"
         )
-        lines.append(f"{line}; one that saw real records, of {real:.3f}." if real is not None else f"{line}.")
+        lines.append(f"{line}; {rival}, of {real:.3f}." if real is not None else f"{line}.")
     fidelity = mean_of((metrics.get("fidelity") or {}).get("PairSimilarity"))
     if fidelity is not None:
         lines.append(f"The joint shares of two columns agree with those of real records to {100 * fidelity:.0f} %.")
@@ -153,7 +170,7 @@ def edges(
     """What this run does not promise, as pairs (severity, sentence), the gravest first."""
     unit, delta, epsilon = str(guarantee.get("unit", "record")), guarantee.get("delta"), guarantee.get("epsilon")
     schema = run.get("schema") or {}
-    size, accuracy = schema.get("size"), metrics.get("accuracy") or {}
+    size, accuracy, utility = schema.get("size"), metrics.get("accuracy") or {}, metrics.get("utility") or {}
     relation = str(guarantee.get("relation", ""))
     public = [a for a in guarantee.get("assumptions") or () if "public" in str(a)]
     found: list[tuple[str, str]] = []
@@ -169,6 +186,12 @@ def edges(
         exposures,
         "Private records were also looked at without protection (listed above). Epsilon covers no such look; publish "
         "what came of them only if you would publish it of the plain records.",
+    )
+    add(
+        "critical",
+        page := shown(metrics),
+        f"This page shows {page}. Epsilon covers none of them: publish it only if you would publish them of the plain "
+        "records.",
     )
     add(
         "critical",
@@ -207,7 +230,7 @@ def edges(
     )
     add(
         "serious",
-        accuracy or metrics.get("utility"),
+        accuracy or utility,
         "The scores are plain statistics of held-out real records; these are not covered by epsilon, and choosing "
         "settings by the scores would use them up.",
     )
@@ -232,18 +255,18 @@ def edges(
         accuracy and not isinstance(_named(accuracy), Mapping),
         "One seed was run: the scores carry no interval.",
     )
-    scores = [v for v in (metrics.get("utility") or {}).values() if isinstance(v, Mapping)]
+    scores = [v for v in utility.values() if isinstance(v, Mapping)]
     add(
         "minor",
         any(not isinstance(v.get("auc"), Mapping) for v in scores),
         "One seed was run: the scores carry no interval.",
     )
-    score = mean_of(_named(accuracy))
-    for name in ("labeller", "dp_cnn"):
-        rival = mean_of(accuracy.get(name))
+    for name in ("labeller", "dp_cnn", "dp_logreg"):
+        pairs = ((_named(accuracy), accuracy.get(name)), (_auc(utility, "boosting"), _auc(utility, name)))
+        known = [(mean_of(score), mean_of(rival)) for score, rival in pairs]
         add(
             "minor",
-            score is not None and rival is not None and rival > score,
+            any(score is not None and rival is not None and rival > score for score, rival in known),
             f"A private classifier trained directly on the real records ({name.replace('_', ' ')}) does better than "
             "one trained on these samples; for classification alone, publish that classifier.",
         )
@@ -253,6 +276,18 @@ def edges(
 def _named(accuracy: Mapping[str, Any]) -> Any:
     """The accuracy of the classifier named beforehand, whatever labels it learnt from."""
     return accuracy.get("cnn", accuracy.get("cnn_soft"))
+
+
+def _auc(utility: Mapping[str, Any], name: str) -> Any:
+    """The ROC AUC of a classifier of a table; None without one."""
+    return (utility.get(name) or {}).get("auc")
+
+
+def _size(metrics: Mapping[str, Any], part: str) -> str:
+    """How many records of a part were used, with a space behind it; "" where nobody says."""
+    sizes = metrics.get("sizes")
+    n = sizes.get(part) if isinstance(sizes, Mapping) else None
+    return f"{number(n)} " if n else ""
 
 
 def mean_of(value: Any) -> float | None:

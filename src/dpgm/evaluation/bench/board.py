@@ -112,9 +112,10 @@ def _judges(private: Sequence[Json], real: Sequence[Json]) -> str:
 
 def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str], measure: str) -> list[Json]:
     """Rows of a table, best first; real records, which are no competitor, stand on top."""
-    best = max((x["score"]["mean"] for x in private if x["method"] not in _CLASSIFIERS), default=None)
-    rival = max((x["score"]["mean"] for x in private if x["method"] in _CLASSIFIERS), default=None)
-    ordered = [*real, *sorted(private, key=lambda x: -x["score"]["mean"])]
+    makers = sorted((x for x in private if x["method"] not in _CLASSIFIERS), key=_mean, reverse=True)
+    best = _mean(makers[0]) if makers else None
+    rival = max((x for x in private if x["method"] in _CLASSIFIERS), key=_mean, default=None)
+    ordered = [*real, *sorted(private, key=_mean, reverse=True)]
     return [
         {
             "row": x["row"],
@@ -122,8 +123,8 @@ def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str
             "kind": "real" if x["method"] == REAL else "classifier" if x["method"] in _CLASSIFIERS else "generator",
             "score": percent(x["score"]),
             "note": interval(x["score"], scale=100, unit="%"),
-            "best": x["method"] != REAL and x["score"]["mean"] == best and x["method"] not in _CLASSIFIERS,
-            "loses": rival is not None and x["method"] not in (*_CLASSIFIERS, REAL) and x["score"]["mean"] < rival,
+            "best": x in makers and _mean(x) == best,
+            "remarks": _remarks(x, makers, rival),
             "close": number(x.get(measure)),
             "close_note": interval(x.get(measure)),
             "seconds": "" if x["method"] == REAL else duration(x["seconds"]["mean"]),
@@ -138,6 +139,54 @@ def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str
         }
         for x in ordered
     ]
+
+
+def _mean(line: Json) -> float:
+    return line["score"]["mean"]
+
+
+def _n(line: Json) -> int:
+    return line["score"]["n"]
+
+
+def _apart(one: Json, other: Json) -> bool | None:
+    """Whether two scores' intervals are disjoint; None where one has no interval."""
+    a, b = one["score"], other["score"]
+    return a["low"] > b["high"] or b["low"] > a["high"] if "low" in a and "low" in b else None
+
+
+def _remarks(line: Json, makers: Sequence[Json], rival: Json | None) -> list[str]:
+    """What a generator's score means beside others'; nothing of a row that is none."""
+    if line not in makers:
+        return []
+    said = [_first(makers)] if line is makers[0] else []
+    said += [_beside(line, rival)] if rival is not None else []
+    return [s for s in said if s]
+
+
+def _first(makers: Sequence[Json]) -> str:
+    """How sure it is that the first of the generators is the best; "" where all others are told apart from it."""
+    first, *rest = makers
+    if any(_apart(first, x) is False for x in rest):
+        return "best by the mean; intervals of others overlap"
+    bare = [x for x in rest if _apart(first, x) is None]
+    return f"best by the mean ({_seeds(first, min(bare, key=_n))})" if bare else ""
+
+
+def _beside(line: Json, rival: Json) -> str:
+    """How a generator does beside the best private classifier; "" where it is better by the intervals."""
+    apart, them = _apart(line, rival), "a private classifier on real records"
+    if apart is False:
+        return f"not told apart from {them}: the intervals overlap"
+    below = _mean(line) < _mean(rival)
+    if apart:
+        return f"loses to {them}" if below else ""
+    return f"by the mean {'below' if below else 'not below'} {them} ({_seeds(line, rival)})"
+
+
+def _seeds(one: Json, other: Json) -> str:
+    """What a comparison of bare means rests on."""
+    return f"{_n(one)} seed{'s' * (_n(one) != 1)} against {_n(other)}"
 
 
 def _papers(data: str, papers: Sequence[Json], epsilons: Sequence[float]) -> Json:

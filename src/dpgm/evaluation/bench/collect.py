@@ -82,8 +82,8 @@ def _scores(metrics: Mapping[str, Any]) -> Json:
     found |= {"entropy": metrics["entropy"]} if "entropy" in metrics else {}
     for name in QUALITY:
         if name in metrics:
-            found |= {name: metrics[name]["value"], f"{name}_low": metrics[name]["low"]}
-            found |= {f"{name}_high": metrics[name]["high"]}
+            found |= {name: float(metrics[name]["value"])}
+            found |= {f"{name}_{end}": float(metrics[name][end]) for end in ("low", "high")}
             found |= {"features": metrics[name]["features"], f"{name}_n": metrics[name]["n"]}
     name = _judge(metrics)
     return {**found, "score": found[name], "judge": name}
@@ -112,7 +112,7 @@ def summary(found: Sequence[Json]) -> list[Json]:
 
 
 def _line(group: list[Json]) -> Json:
-    done = [r for r in group if r["status"] == DONE]
+    done = [_float_ends(r) for r in group if r["status"] == DONE]
     line: Json = {k: group[0][k] for k in ("data", "row", "method", "epsilon")}
     line |= {"n": len(done), "failed": sum(r["status"] == FAILED for r in group), "of": len(group)}
     if not done:
@@ -123,6 +123,12 @@ def _line(group: list[Json]) -> Json:
     numbers = [k for k, v in done[0].items() if isinstance(v, float) and k not in ("epsilon", "delta")]
     line |= {k: summarise([r[k] for r in done]) for k in numbers if all(isinstance(r.get(k), float) for r in done)}
     return line
+
+
+def _float_ends(record: Json) -> Json:
+    """The record with all ends of intervals as floats: a file may hold a bare 0 there."""
+    ends = {k: float(v) for k, v in record.items() if k.endswith(("_low", "_high")) and isinstance(v, int)}
+    return {**record, **ends}
 
 
 def papers() -> list[Json]:

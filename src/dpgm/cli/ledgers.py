@@ -1,0 +1,36 @@
+"""The ledger of a finished run, opened for a look at records that no epsilon covers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpgm.artefact import LEDGER
+from dpgm.privacy.guarantee import PrivacyError
+from dpgm.privacy.ledger import Ledger
+from dpgm.privacy.together import Part, reopen, shared_name
+
+
+@contextmanager
+def ledger_of(folder: Path, above: Path | None) -> Generator[Ledger]:
+    """The run's ledger, within the one that it shares with others, if it does.
+
+    Args:
+        folder: of the run.
+        above: file of the shared ledger, where there is one.
+
+    Raises:
+        PrivacyError: the run shares a ledger and its file is not given.
+    """
+    with reopen(folder / LEDGER) as own:
+        name, terms = shared_name(own.entries), {"cap": own.cap, "relation": own.relation}
+        if name is None:
+            yield own
+            return
+    if above is None or above.name != name:
+        raise PrivacyError(
+            f"the run shares the ledger {name}, which must know of the look, too: give its file, --ledger"
+        )
+    with reopen(above) as whole, Part(folder / LEDGER, **terms, whole=whole, name=folder.resolve().name) as part:
+        yield part
