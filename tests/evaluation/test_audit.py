@@ -7,7 +7,6 @@ the twins fall at that confidence too, with the numbers of runs stated here.
 import json
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,6 +133,27 @@ def test_every_twin_falls_and_its_sound_form_stands(name: str):
     assert not sound.beaten, sound.text()
     assert sound.evidence is Evidence.PROVED
     assert sound.verdict == f"not beaten (up to {sound.ceiling:.3g})"
+
+
+def test_slices_themselves_are_sold_under_add_remove(monkeypatch: pytest.MonkeyPatch):
+    """What `slicing --mode paper` releases: the class refuses a price, and the number of rows gives a record away."""
+    seen: list[Any] = []
+
+    def watch(mechanism: Any, *rows: Rows, **terms: Any) -> Any:
+        seen.append((mechanism, terms["relation"], [len(r) for r in rows]))
+        return audit(mechanism, *rows, **terms)
+
+    monkeypatch.setattr("dpgm.evaluation.audit.twins.audit", watch)
+    twin, _ = TWINS["slicing-add-remove"](Budget(epsilon=4.0, delta=1e-5), trials=1_000, confidence=SURE)
+    assert [(type(m), relation, lengths) for m, relation, lengths in seen] == [
+        (SlicedProjection, ADD, [2, 1]),
+        (SlicedProjection, REPLACE, [1, 1]),
+    ]
+    with pytest.raises(PrivacyError, match="the number of rows tells"):
+        seen[0][0].cost(ADD)
+    assert twin.stated.found == pytest.approx(twin.ceiling) == pytest.approx(3.4, abs=0.1)
+    assert not twin.stated.beaten  # at the stated delta so few calls show less than 4
+    assert twin.best.beaten
 
 
 def test_shuffled_records_of_a_method_are_audited_among_as_many_as_it_declares(capsys: pytest.CaptureFixture[str]):
@@ -307,52 +327,40 @@ def test_command_prints_json_and_its_exit_code_tells_a_broken_proof(
     assert "PROVED, BUT BEATEN" in capsys.readouterr().out
 
 
+IDLE = {
+    "pge --privacy published --mode nonsense": "--mode nonsense",
+    "pge --privacy=published --delta=0.5": "--delta 0.5",
+    "pge --privacy published --relation add-remove": "--relation add-remove",
+    "pge --privacy published --runs 2 --no-weakest": "--runs 2, --no-weakest",
+    "pge --privacy published --canaries 5": "--canaries 5",
+    "pge --privacy published --kind canary --canaries 5": "--canaries 5",
+    "half-noise --relation replace": "--relation replace",
+    "twins --kind canary": "--kind canary",
+    "merf --runs 2": "--runs 2",
+    "merf --kind mechanism --canaries 9": "--canaries 9",
+    "labeller --canaries 80 --trials 9": "--trials 9",
+    "merf --quick": "--quick",
+    "all --epsilon 2": "--epsilon 2.0",
+}
+
+
+@pytest.mark.parametrize("words", IDLE)
+def test_command_refuses_options_that_it_would_not_hear(
+    words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def none(*_: Any, **__: Any) -> Any:
+        raise AssertionError("attacked something")
+
+    for work in ("_audits", "_everything"):
+        monkeypatch.setattr(f"dpgm.cli.audit.{work}", none)
+    assert main(["audit", *words.split()]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{IDLE[words]} would change nothing" in said
+    assert re.search(r"allowed are (--\w+, )+--json\. Leave (it|them) out; ", said)
+
+
 def test_command_names_what_it_knows(capsys: pytest.CaptureFixture[str]):
     assert main(["audit", "nothing"]) == 3
     assert "merf" in capsys.readouterr().err
     assert main(["audit", "merf", "--privacy", "local"]) == 3
     assert main(["audit", "merf", "--trials", "1"]) == 3
-
-
-# --- the pages ---
-
-PAGES = Path(__file__).parents[2] / "docs" / "refutations"
-
-
-def skeleton(text: str) -> list[str]:
-    """An audit's words without its numbers, and without lines that depend on chance."""
-    chance = ("           ", "  power", "  pair")
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(chance)]
-    return [
-        re.sub(r"\d[\d.,]*(e-\d+)?", "#", line.split(", both at delta")[0].split("; it moves")[0]) for line in lines
-    ]
-
-
-@pytest.mark.slow
-def test_commands_of_the_pages_print_what_the_pages_say(capsys: pytest.CaptureFixture[str]):
-    found = 0
-    for page in [*PAGES.glob("*.md"), PAGES.parent / "audits.md"]:
-        for command, output in re.findall(
-            r"```console\n\$ dpgm audit ([^\n]*)\n(.*?)```", page.read_text("utf-8"), re.DOTALL
-        ):
-            if "--kind canary" in command or command.split()[0] in ("run", "all"):
-                continue  # minutes, or a folder that is not here
-            assert main(["audit", *command.split()]) == 0
-            assert skeleton(capsys.readouterr().out) == skeleton(output), page.name
-            found += 1
-    assert found >= 12
-
-
-def test_every_refutation_has_a_page_whose_command_still_beats_it(capsys: pytest.CaptureFixture[str]):
-    shown: set[str] = set()
-    for page in PAGES.glob("*.md"):
-        for command in re.findall(r"^\$ dpgm audit (.*)$", page.read_text("utf-8"), re.MULTILINE):
-            shown.add(command)
-        if page.name != "README.md":
-            assert "verdict  BEATEN: epsilon >= " in page.read_text("utf-8"), page.name
-    forms = ("pge --privacy published", "dp2vae --privacy published", "dp2vae --privacy local")
-    published = {*forms, "pge --privacy published --kind canary --trials 1000"}
-    assert shown == {*TWINS, *published}
-    for command in ("half-noise", "pge --privacy published"):
-        assert main(["audit", *command.split()]) == 0
-        assert "BEATEN" in capsys.readouterr().out

@@ -38,8 +38,13 @@ def test_perfect_attack_reaches_the_ceiling_and_not_more():
     assert held == 500
     assert stated.found == pytest.approx(ceiling(500, 1e-5, 0.999))
     assert stated.beaten
-    assert best.found >= stated.found - 1e-12 or best.beaten
+    assert best == stated  # one claim at every delta is weakest where the bound is largest, at the smallest
     assert 3.9 < stated.found < 4.2  # ln(500 / ln(4000)) = 4.1
+    stated, best, _ = examine(a, b, claim=lambda d: 9.0 if d < 0.01 else 1.0, delta=1e-5, confidence=0.999)
+    assert (stated.delta, stated.claimed, stated.beaten) == (1e-5, 9.0, False)
+    assert (best.delta, best.claimed, best.beaten) == (0.01, 1.0, True)
+    assert best.found == pytest.approx(ceiling(500, 0.01, 0.999))
+    assert stated.found == pytest.approx(ceiling(500, 1e-5, 0.999))
 
 
 def test_equal_sides_give_nothing():

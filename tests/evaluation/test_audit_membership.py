@@ -1,5 +1,6 @@
 """Membership inference on samples: copies are caught, samples that know nothing are not, and looks are recorded."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from dpgm.evaluation.audit.memoriser import memoriser
 from dpgm.evaluation.utility import public_door
 from dpgm.privacy import accountant
 from dpgm.privacy.curator import Curator
-from dpgm.privacy.guarantee import Budget, Evidence, Guarantee, Relation
+from dpgm.privacy.guarantee import Budget, Evidence, Guarantee, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
 from dpgm.schema import Column, ImageSchema, Rows, SchemaError, TableSchema
 
@@ -92,12 +93,53 @@ def test_a_table_of_copies_is_caught_too():
 
 
 def test_claims_under_add_remove_are_those_of_two_steps():
-    members, held_out = pictures(100), pictures(100)
+    members, held_out = pictures(600), pictures(600)
     one = attack(members, members, held_out)
     two = attack(members, members, held_out, guarantee=promise(Relation.ADD_REMOVE))
+    assert two.beaten, two.text()
     assert two.stated.claimed == pytest.approx(2 * one.stated.claimed)
     assert two.stated.delta == pytest.approx((1 + np.exp(one.stated.claimed)) * one.stated.delta)
     assert one.relation is two.relation is Relation.REPLACE
+
+
+@pytest.mark.parametrize("epsilon", [3.0, 5.0, 8.0, 10.0])
+def test_what_cannot_be_beaten_under_add_remove_is_still_found(epsilon: float):
+    """Two steps have more slack than so many guesses can bear; a smaller delta leaves nearly all that they can show."""
+    members, held_out = pictures(600), pictures(600)
+    mu = accountant.gaussian_mu(Budget(epsilon=epsilon, delta=1e-5))
+    terms: dict[str, Any] = {"claim": lambda delta: accountant.gaussian_epsilon(mu, delta), "confidence": 0.999}
+    two = attack(members, members, held_out, guarantee=promise(Relation.ADD_REMOVE), **terms)
+    one = attack(members, members, held_out, **terms)
+    assert one.stated.found - 0.1 < two.stated.found <= two.ceiling
+    assert two.stated.found > 4
+    assert two.stated.claimed > 2 * epsilon
+    assert not two.beaten, two.text()
+    few = attack(members.take(np.arange(60)), members, held_out, guarantee=promise(Relation.ADD_REMOVE), **terms)
+    assert 1 < few.stated.found < 3, few.text()
+
+
+def test_claims_that_say_nothing_at_small_deltas_are_taken_where_they_do():
+    members, held_out = pictures(600), pictures(600)
+
+    def bare(delta: float) -> float:
+        if delta < 1e-6:
+            raise PrivacyError("only the stated delta")
+        return 1.0
+
+    terms: dict[str, Any] = {"claim": bare, "confidence": 0.999}
+    for delta, beaten in ((1e-6, True), (1e-4, False)):
+        stated = dataclasses.replace(promise(Relation.ADD_REMOVE), delta=delta)
+        found = attack(members, members, held_out, guarantee=stated, **terms)
+        assert (found.stated.claimed, found.stated.delta) == (2.0, pytest.approx((1 + np.e) * delta))
+        assert found.beaten == beaten, found.text()  # at 1e-4 a few hundred records may be shown whole
+        assert (found.ceiling > 0) == beaten
+
+    def coarse(delta: float) -> float:
+        return 7.0 if delta > 1e-10 else np.inf
+
+    found = attack(members, members, held_out, claim=coarse, guarantee=promise(Relation.ADD_REMOVE), confidence=0.999)
+    assert found.stated.claimed == 14
+    assert not found.beaten
 
 
 def test_a_released_classifier_is_asked():
@@ -153,3 +195,12 @@ def test_the_memoriser_falls_and_a_private_model_of_the_same_digits_stands():
     assert copies.evidence is Evidence.REFUTED
     assert not sound.beaten, sound.text()
     assert sound.twin is not None
+
+
+def test_the_memoriser_is_found_at_an_epsilon_where_no_pairs_could_beat_it():
+    copies, sound = memoriser(epsilon=4.0)
+    assert copies.stated.found > 4
+    assert copies.ceiling == pytest.approx(copies.stated.found)
+    assert not copies.beaten
+    assert sound.stated.found < 1, sound.text()
+    assert sound.twin == "none, not even samples that copy all records"

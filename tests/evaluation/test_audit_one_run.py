@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 from scipy.special import comb
+from scipy.stats import binom
 
 from dpgm.evaluation.audit.one_run import crumb, guess, guess_bound, guess_ceiling, guess_pairs, p_value
 from dpgm.privacy.guarantee import PrivacyError
@@ -95,6 +96,42 @@ def test_bound_inverts_the_p_value():
     assert guess_ceiling(1000, delta=0.0, confidence=0.95) > guess_ceiling(100, delta=0.0, confidence=0.95) > 2
     assert crumb(1e-5, 500, 0.001) == pytest.approx(1e-8)
     assert crumb(0.0, 500, 0.001) == 0
+
+
+def test_bound_is_the_largest_epsilon_that_is_ruled_out():
+    """Beside a fine grid, with slacks whose part alone is above the alarm at epsilon 0."""
+    grid, above_a_gap = np.arange(0, 8, 0.01), 0
+    for right, made, delta in itertools.product((60, 95, 100, 300, 330, 345, 350), (100, 350), (0.0, 1e-6, 1e-5, 2e-4)):
+        if right > made:
+            continue
+        found = guess_bound(right, made, 500, delta=delta, alarm=0.001)
+        ruled = [e for e in grid if p_value(right, made, 500, epsilon=e, delta=delta) <= 0.001]
+        assert (found == 0) == (not ruled)
+        if ruled:
+            assert 0 <= found - ruled[-1] <= 0.01
+            assert p_value(right, made, 500, epsilon=max(0.0, found - 1e-9), delta=delta) <= 0.001
+            above_a_gap += ruled[0] > 0
+    assert above_a_gap >= 5
+
+
+@pytest.mark.parametrize("delta", [0.0, 1e-7, 1e-5, 5e-5])
+def test_no_more_than_the_alarm_is_above_the_epsilon_of_randomised_response(delta: float):
+    """Exact, by the binomial law. H0: each of 500 answers is right with e^eps / (1 + e^eps), all of them with delta.
+
+    The largest delta takes more than the alarm at epsilon 0, and less than it from about 0.4 on.
+    """
+    coins, alarm, v = 500, 0.01, np.arange(501)
+    found = np.array([guess_bound(k, coins, coins, delta=delta, alarm=alarm) for k in range(coins + 1)])
+    assert (np.diff(found) >= 0).all()  # so that "above epsilon" is "so many right, or more"
+    assert found[-1] > 4.6
+    for epsilon in (0.0, 0.5, 1.0, 2.0, 3.0, 4.0):
+        law = (1 - delta) * binom.pmf(v, coins, 1 / (1 + math.exp(-epsilon))) + delta * (v == coins)
+        false = law[found > epsilon].sum()
+        assert false <= alarm
+        if delta < 5e-5:
+            assert false >= alarm / 2  # and the alarm is used
+        twin = binom.pmf(v, coins, 1 / (1 + math.exp(-epsilon - 2)))
+        assert twin[found > epsilon].sum() > 0.85
 
 
 def test_randomised_response_is_rarely_called_more_than_it_is_and_its_broken_twin_is():

@@ -29,7 +29,7 @@ BEATEN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class _Audit:
-    """What the command takes.
+    """What the command takes. What would change nothing in the audit that is asked for is refused.
 
     Attributes:
         name: a method (every mechanism of its plan is audited, on tiny pictures and tables), "twins" for all broken
@@ -42,9 +42,9 @@ class _Audit:
             DP-SGD once, beside its broken twins; pge published by many small networks).
         epsilon: privacy loss claimed; by default 1, and 0.2 for the published form of pge.
         delta: slack.
-        relation: which data sets are neighbours; twins and counterexamples have their own.
-        trials: runs on each of two neighbouring data sets, at most.
-        canaries: canaries in a run.
+        relation: which data sets are neighbours; twins, canaries and the published form of pge have their own.
+        trials: runs on each of two neighbouring data sets, at most; trainings, for pge published with --kind canary.
+        canaries: canaries in a run, by default 500.
         runs: runs with canaries.
         weakest: look for the weakest broken twin of each mechanism that the runs catch.
         quick: with "all", only what takes seconds.
@@ -84,6 +84,7 @@ def audit_command(words: list[str]) -> int:
     options = parse("audit", _Audit, words, about="Attack a claimed epsilon. An audit can refute; it cannot confirm.")
     if options.trials is not None and options.trials < 2:
         raise SchemaError(f"trials is {options.trials}; allowed is 2 or more, usually 1,000 to 1,000,000")
+    _refuse_idle(options, words)
     screen = Screen(as_json=options.json)
     if options.name == "all":
         return _everything(options, screen)
@@ -108,6 +109,51 @@ def _summary(found: list[Audit], fallen: list[Audit]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Options
+
+_OF_METHODS = ("privacy", "mode", "shuffled", "kind", "epsilon", "delta", "weakest")
+
+
+def _published(options: _Audit) -> bool:
+    return options.name == "pge" and options.privacy == "published"
+
+
+def _canary(options: _Audit) -> bool:
+    return options.kind == "canary" or (options.kind is None and options.canaries is not None)
+
+
+def _heard(options: _Audit) -> tuple[str, tuple[str, ...], str]:
+    """What is attacked, the options that change something there, and what to do about the others."""
+    if options.name == "all":
+        return "all", ("quick", "jobs"), "to set more, name one thing"
+    if options.name == "twins" or options.name in TWINS:
+        return options.name, ("epsilon", "delta", "trials"), "twins have a relation and an attack of their own"
+    if _published(options):
+        advice = "claim and data sets are given. --kind canary trains networks, --trials says how many on each side"
+        return "pge --privacy published", ("privacy", "kind", "epsilon", "trials"), advice
+    if _canary(options):
+        return f"{options.name} on canaries", (*_OF_METHODS, "canaries", "runs"), "the others go with --kind mechanism"
+    return options.name, (*_OF_METHODS, "relation", "trials"), "--canaries and --runs go with --kind canary"
+
+
+def _refuse_idle(options: _Audit, words: list[str]) -> None:
+    """An option that is not heard would let one believe that something else had been attacked."""
+    what, heard, advice = _heard(options)
+    given = [w.partition("=")[0].replace("_", "-") for w in words if w.startswith("--")]
+    names = {w: w.removeprefix("--").removeprefix("no-") for w in given}
+    idle = [w for w, name in names.items() if name not in (*heard, "json")]
+    if not idle:
+        return
+    rest = "it" if len(idle) == 1 else "them"
+    values = {w: getattr(options, names[w]) for w in idle}
+    told = ", ".join(w if isinstance(v, bool) else f"{w} {v}" for w, v in values.items())
+    allowed = ", ".join(f"--{name}" for name in (*heard, "json"))
+    raise SchemaError(
+        f"{told} would change nothing in an audit of '{what}'; allowed are {allowed}. Leave {rest} out; {advice}"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # One thing
 
 
@@ -119,8 +165,8 @@ def _audits(options: _Audit) -> list[Audit]:
         chosen = TWINS.values() if options.name == "twins" else [TWINS[options.name]]
         return [a for twin in chosen for a in twin(budget, **trials)]
     published = options.privacy == "published"
-    canary = options.kind == "canary" or (options.kind is None and options.canaries is not None)
-    if options.name == "pge" and published:
+    canary = _canary(options)
+    if _published(options):
         claimed = 0.2 if options.epsilon is None else epsilon
         return [trained(epsilon=claimed, **trials) if canary else one_step(epsilon=claimed, **trials)]
     method = _method(options)

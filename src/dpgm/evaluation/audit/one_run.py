@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc
+from scipy.special import betainc, betaincinv, expit, logit
 
 from dpgm.evaluation.audit.bound import Array
 from dpgm.privacy.guarantee import PrivacyError
 
 SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
 """Shares of the coins that are guessed, the surest first; each is a test of its own, and they share the alarm."""
-_LARGEST = 60.0
+_LARGEST, _STEPS = 60.0, 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +69,16 @@ def p_value(right: int, made: int, coins: int, *, epsilon: float, delta: float =
             f"{right} right of {made} guesses about {coins} coins, epsilon {epsilon}, delta {delta}; allowed are "
             "0 <= right <= made <= coins, epsilon >= 0 and delta from 0 to 1"
         )
-    share = 1 / (1 + math.exp(-epsilon))
-    tail = float(betainc(right, made - right + 1, share)) if right else 1.0
-    return min(1.0, tail + coins * delta * (1 - share))
+    return min(1.0, float(_tail(right, made, coins, epsilon, delta)))
 
 
 def guess_bound(right: int, made: int, coins: int, *, delta: float, alarm: float) -> float:
     """The largest epsilon, about, that so many right guesses rule out; 0 if they rule out none.
+
+    With a delta the p-value falls with epsilon before it rises, so an epsilon may be ruled out where smaller ones are
+    not. The largest counts all the same, at one alarm: whatever satisfies a claim satisfies it at every larger epsilon,
+    too. Each of these is ruled out from some number of right guesses on; the smallest of the numbers belongs to one
+    epsilon, and is reached with at most the alarm's probability, by the theorem at that epsilon.
 
     Args:
         right: correct guesses.
@@ -84,16 +88,24 @@ def guess_bound(right: int, made: int, coins: int, *, delta: float, alarm: float
         alarm: probability that a true claim is ruled out.
     """
 
-    def fits(epsilon: float) -> bool:
-        return p_value(right, made, coins, epsilon=epsilon, delta=delta) > alarm
+    def ruled_out(epsilon: Any) -> Any:
+        return _tail(right, made, coins, epsilon, delta) <= alarm
 
-    if fits(0.0):
+    # Above `top` the binomial part alone is too large, below `bottom` that of delta.
+    top = min(_LARGEST, float(logit(betaincinv(right, made - right + 1, alarm)))) if right else 0.0
+    spent = coins * delta / alarm if alarm else math.inf
+    bottom = math.log(spent - 1) if spent > 2 else 0.0
+    if top <= bottom:
         return 0.0
-    low, high = 0.0, _LARGEST
-    for _ in range(40):  # whatever the p-value does between, `low` is ruled out, and with it all that is smaller
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return low
+    steps = np.linspace(bottom, top, _STEPS + 1)
+    low = int(np.flatnonzero(ruled_out(steps)).max(initial=-1))  # steps may be too coarse: that shows less, not more
+    if low < 0:
+        return 0.0
+    found, high = float(steps[low]), float(steps[min(low + 1, _STEPS)])
+    for _ in range(40):  # `found` is ruled out, whatever lies between
+        middle = (found + high) / 2
+        found, high = (middle, high) if ruled_out(middle) else (found, middle)
+    return found
 
 
 def guess(
@@ -151,6 +163,12 @@ def crumb(delta: float, coins: int, alarm: float) -> float:
         alarm: probability that a true claim is ruled out.
     """
     return min(delta, alarm / (200 * coins))
+
+
+def _tail(right: int, made: int, coins: int, epsilon: Any, delta: float) -> Any:
+    """The p-value at each epsilon, without its cap at 1."""
+    tail = betainc(right, made - right + 1, expit(epsilon)) if right else 1.0
+    return tail + coins * delta * expit(-epsilon)
 
 
 def _counts(coins: int, shares: Sequence[float]) -> list[int]:

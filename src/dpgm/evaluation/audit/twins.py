@@ -19,7 +19,7 @@ from dpgm.evaluation.audit.bound import Array, Audit
 from dpgm.evaluation.audit.mechanisms import audit
 from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
 from dpgm.mechanisms.noise import Gaussian
-from dpgm.mechanisms.projection import NoisyRecords, ShuffledRecords, SlicedProjection
+from dpgm.mechanisms.projection import ShuffledRecords, SlicedProjection
 from dpgm.mechanisms.queries import ClippedSum, clip_rows, total
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, Evidence, Relation
@@ -144,17 +144,17 @@ def rows_in_order(budget: Budget, **options: Any) -> Pair:
 
 
 def slicing_add_remove(budget: Budget, **options: Any) -> Pair:
-    """One noisy row for each record, sold under add/remove, where the number of records is a secret."""
-    scale = 1 / accountant.gaussian_mu(budget)
-    release = NoisyRecords(vectors=_x, dim=_DIM, noise_std=2 * scale)
-    rows, neighbour = _POINTS
+    """Random slices, a noisy row for each record, sold under add/remove, where the number of records is a secret."""
+    release = _sliced(budget)
+    price = release.cost(Relation.REPLACE)  # it refuses one under add/remove
     score: Callable[[Any], float] = lambda answer: float(len(answer["values"]))  # noqa: E731
     shared: dict[str, Any] = {"delta": budget.delta, "options": options}
-    cost = dataclasses.replace(release.cost(Relation.REPLACE), evidence=Evidence.REFUTED)
-    twin = _run(release, rows, neighbour, cost=cost, score=score, name="slicing, sold under add/remove",
-                pair=_ONE_MORE, relation=_ADD, **shared)  # fmt: skip
-    one, other = np.eye(_DIM)[:1], -np.eye(_DIM)[:1]
-    sound = _run(release, Rows(x=one), Rows(x=other), cost=release.cost(Relation.REPLACE), relation=Relation.REPLACE,
+    both, alone = (Rows(x=np.zeros((n, _WIDE))) for n in (2, 1))
+    twin = _run(release, both, alone, cost=dataclasses.replace(price, evidence=Evidence.REFUTED), score=score,
+                name="slicing, sold under add/remove", pair="two records at zero; one of them removed", relation=_ADD,
+                **shared)  # fmt: skip
+    one, other = np.eye(_WIDE)[:1], -np.eye(_WIDE)[:1]
+    sound = _run(release, Rows(x=one), Rows(x=other), cost=price, relation=Relation.REPLACE,
                  name="slicing, under replace", pair="one record, or its opposite", **shared)  # fmt: skip
     return twin, sound
 
