@@ -129,7 +129,28 @@ def test_two_parts_are_one_training():
     part = mechanism(**common, steps=6, state=part, first=False)(some_rows(), noise)
     assert set(whole) == {f"{k}.{n}" for k in ("net", "ema") for n in "abc"} | {
         f"{k}.{n}" for k in ("adam1", "adam2") for n in "ab"
-    } | {"loss"}
+    } | {"loss", "taken"}
+    for name, tensor in whole.items():
+        np.testing.assert_allclose(part[name], tensor, rtol=1e-5, err_msg=name)
+
+
+def broken_at(*steps):
+    """A code that is not a number at these steps."""
+    calls = iter(range(1000))
+    return lambda x: x * (math.nan if next(calls) in steps else 1.0)
+
+
+@pytest.mark.parametrize("broken", [(2,), (5,), (0, 3), (0, 1, 2, 3)])
+def test_two_parts_are_one_training_with_steps_that_are_not_finite(broken):
+    """Such a step moves nothing, does not count for Adam, and its loss says so."""
+    common = {"build": Bend, "batch": 4, "lr": 0.1, "ema": 0.9, "resumable": True}
+    whole = mechanism(**common, code=broken_at(*broken), steps=10)(some_rows(), OneStream(0))
+    assert np.flatnonzero(np.isnan(whole["loss"])).tolist() == list(broken)
+    assert whole["taken"] == 10 - len(broken)
+    noise, code = OneStream(0), broken_at(*broken)
+    part = mechanism(**common, code=code, steps=4)(some_rows(), noise)
+    part = mechanism(**common, code=code, steps=6, state=part, first=False)(some_rows(), noise)
+    assert set(part) == set(whole)
     for name, tensor in whole.items():
         np.testing.assert_allclose(part[name], tensor, rtol=1e-5, err_msg=name)
 

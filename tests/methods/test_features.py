@@ -17,6 +17,7 @@ from dpgm.cli import BAD_INPUT, OK, REFUSED, main
 from dpgm.evaluation.audit.consistency import check_folder
 from dpgm.methods import features
 from dpgm.methods.encoder import check_encoder
+from dpgm.nets import codes
 from dpgm.privacy.guarantee import Budget, Relation
 from dpgm.schema import ImageSchema, SchemaError
 
@@ -146,6 +147,30 @@ def test_the_command_refuses_what_it_cannot_train(
     made = ["features", "train", "procedural", "--channels", "1", "--out", str(tmp_path / "F"), *words]
     assert main(made) == BAD_INPUT
     assert said in capsys.readouterr().err
+
+
+def test_a_vq_model_mirrors_its_pictures_where_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = np.zeros((4, 8, 8, 1), np.uint8)
+    half[:, :, 4:] = 255  # all are white on the right
+    np.savez(tmp_path / "half.npz", images=half, labels=np.arange(4) % 2)
+    seen, fitting = list[bool](), codes._fitting
+
+    def noted(model: object, x: torch.Tensor) -> torch.Tensor:
+        seen.extend((x[:, 0, 0, 0] > 0).tolist())
+        return fitting(model, x)
+
+    monkeypatch.setattr(codes, "_fitting", noted)
+    made = ["features", "train", str(tmp_path / "half.npz"), "--kind", "vq", "--image-size", "8", "--channels", "1"]
+    made += ["--classes", "2", "--steps", "3", "--json", "--out", str(tmp_path / "F")]
+    assert main(made) == OK
+    assert not any(seen)
+    assert json.loads(capsys.readouterr().out)["settings"] == {"steps": 3, "seed": 0, "flip": False}
+    seen.clear()
+    assert main([*made, "--flip"]) == OK
+    assert 0.25 < np.mean(seen) < 0.75  # of 96: |z| below 4.9 (1e-6)
+    assert json.loads(capsys.readouterr().out)["settings"]["flip"] is True
 
 
 def test_weights_of_another_network_are_refused() -> None:

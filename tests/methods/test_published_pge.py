@@ -1,12 +1,16 @@
 """PGE as published: refuted, yet whole: price, contract, resuming, its networks, codes and options."""
 
 import dataclasses
+import json
+import math
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dpgm.cli import OK, REFUSED, main
+from dpgm.evaluation.curve import curves
 from dpgm.mechanisms.perturbed import PerturbedProjections
 from dpgm.methods import published_pge
 from dpgm.methods.base import Resume, privatise
@@ -117,6 +121,99 @@ def test_a_killed_training_goes_on_and_does_all_of_its_steps(tmp_path, monkeypat
     assert release.guarantee.epsilon == BUDGET.epsilon
 
 
+@pytest.mark.parametrize(
+    ("steps", "deadly"), [(1, [0, 0]), (2, [1, 1]), (3, [1, 1]), (2 * PARTS, [38, 38]), (2 * PARTS, [36, 36])]
+)
+def test_a_training_killed_in_its_last_parts_does_all_of_its_steps(tmp_path, monkeypatch, steps, deadly):
+    """Killed twice, each time in the part that begins after so many steps."""
+    method, kept = published(steps=steps), list[Any]([None])
+    plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    assert sum(n for _, n in plan.items) == min(steps, PARTS)
+    whole, left = PerturbedProjections.__call__, list(deadly)
+
+    def dying(self, given, noise):
+        if left and left[0] == (0 if self.state is None else len(self.state["loss"])):
+            left.pop()
+            raise Killed
+        return whole(self, given, noise)
+
+    def go():
+        with Ledger(tmp_path / "ledger.jsonl", relation=plan.relation, cap=BUDGET) as ledger:
+            curator = Curator(rows, schema=schema(), ledger=ledger)
+            return privatise(
+                method, curator, plan, seed=0, on_note=lambda n: kept.append(n.state), state=kept[-1], allow="refuted"
+            )
+
+    monkeypatch.setattr(PerturbedProjections, "__call__", dying)
+    for _ in deadly:
+        with pytest.raises(Killed):
+            go()
+    release = go()
+    assert len(release.tensors["loss"]) == steps
+    assert release.guarantee.epsilon == BUDGET.epsilon
+    assert release.guarantee.evidence is Evidence.REFUTED
+
+
+@pytest.mark.parametrize(
+    ("broken", "at", "skipped"),
+    [((3, 6), [1, 2, 4, 6], [0, 0, 1, 2]), ((1,), [2, 3, 4, 5, 6], [1] * 5), (range(1, 7), [6], [6]), ((), None, [])],
+)
+def test_steps_that_are_not_finite_are_counted_and_no_file_holds_them(monkeypatch, broken, at, skipped):
+    method, notes, calls = published(steps=6), [], iter(range(1000))  # call 0 is the plan's, for the shape
+    monkeypatch.setattr(
+        published_pge, "make_code", lambda spec: lambda x: x * (math.nan if next(calls) in broken else 1.0)
+    )
+    plan = method.plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    ledger = Ledger(None, relation=plan.relation, cap=BUDGET)
+    curator = Curator(rows, schema=schema(), ledger=ledger)
+    release = privatise(method, curator, plan, seed=0, allow="refuted", on_note=notes.append)
+    assert (np.flatnonzero(np.isnan(release.tensors["loss"])) + 1).tolist() == list(broken)
+    assert notes[-1].values.get("skipped") == (len(broken) or None)
+    notes.clear()
+    model = method.train(release, seed=0, on_note=notes.append)
+    assert [n.step for n in notes] == (at or [1, 2, 3, 4, 5, 6])
+    assert [n.values["skipped"] for n in notes if "skipped" in n.values] == skipped
+    json.dumps([dict(n.values) for n in notes], allow_nan=False)
+    finite = [n for n in notes if "loss" in n.values]
+    assert len(finite) == 6 - len(broken)
+    assert np.ptp(model.sample(2, seed=0).images) > 0
+    curve = {"step": [n.step for n in notes], **{k: [n.values[k] for n in notes] for k in notes[0].values}}
+    assert [c.name for c in curves(curve)] == ["loss", "skipped"][: 2 if skipped else 1] * (len(notes) > 1)
+
+
+def test_the_points_of_a_long_curve_end_at_finite_steps():
+    method, notes = published(steps=1000), []
+    plan = published().plan(schema(), relation=Relation.ADD_REMOVE, budget=BUDGET)
+    ledger = Ledger(None, relation=plan.relation, cap=BUDGET)
+    release = privatise(published(), Curator(rows, schema=schema(), ledger=ledger), plan, seed=0, allow="refuted")
+    loss = np.arange(1000, dtype=np.float32)
+    loss[[4, 9, 500, 999]] = np.nan
+    release = dataclasses.replace(release, method=method, tensors={**release.tensors, "loss": loss})
+    method.train(release, seed=0, on_note=notes.append)
+    steps = [n.step for n in notes]
+    assert len(steps) == len(set(steps)) == 200
+    assert steps == sorted(steps)
+    assert steps[-1] == 1000
+    assert notes[-1].values == {"loss": pytest.approx(np.nanmean(loss[steps[-2] :])), "skipped": 4}
+    assert all(np.isfinite(n.values["loss"]) for n in notes)
+
+
+def test_the_plan_counts_the_drawing_and_the_size_of_pictures():
+    def planned(side, **options):
+        return published(**options).plan(schema(side), relation=Relation.ADD_REMOVE, budget=BUDGET)
+
+    few, many = planned(28, rounds=1), planned(28, rounds=3)
+    drawing = many.details["seconds_to_sample_1000"]
+    assert isinstance(drawing, float)
+    assert many.seconds - few.seconds == pytest.approx(10 * drawing * 2 / 3)
+    common = {"net": "unet", "batch": 64}
+    measured = {28: 2445, 64: 2717, 256: 2782}
+    for side, megabytes in measured.items():
+        assert 0.9 * megabytes < planned(side, **common).memory_mb < 1.4 * megabytes
+    assert planned(256, **common).memory_mb > planned(28, **common).memory_mb
+    assert planned(28, batch=64).memory_mb < 1.3 * 1091  # the small network
+
+
 def test_a_killed_run_cannot_change_what_it_trains(tmp_path, monkeypatch, capsys):
     """Prices are the same, so the ledger cannot tell: fewer steps than were taken, more, or another learning rate."""
     words = ["fit", "digits", "--method", "pge", "--privacy", "published", "--allow", "refuted", "--published.net"]
@@ -207,6 +304,7 @@ def test_the_loss_curve_is_passed_on():
     [
         ({"residual": "vq"}, 8, "'thumbnail' and 'vq:PATH'"),
         ({"residual": "vq:nowhere.safetensors"}, 8, "nowhere.safetensors cannot be read"),
+        ({"residual": "vq:."}, 8, "holds no VQ model .*config.json"),
         ({"net": "unet"}, 10, "multiples of 4: resize to 12"),
         ({"rounds": 0}, 8, "rounds is 0"),
         ({"stop_below": 1.5}, 8, "share of moves"),

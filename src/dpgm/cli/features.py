@@ -186,8 +186,10 @@ def _vq(options: _Features, public: PublicImages, screen: Screen) -> Made:
 
     steps = options.steps or 500
     with screen.progress(None) as show:
-        model = train_vq(public.images, steps=steps, seed=options.seed, on_step=reporter(show, "features", steps))
-    return {"kind": "vq"}, lambda path: save_vq(model, path, provenance=", ".join(public.names))
+        report = reporter(show, "features", steps)
+        model = train_vq(public.images, steps=steps, flip=options.flip, seed=options.seed, on_step=report)
+    settings = {"steps": steps, "seed": options.seed, "flip": options.flip}
+    return {"kind": "vq", "settings": settings}, lambda path: save_vq(model, path, provenance=", ".join(public.names))
 
 
 TRAINERS: dict[str, Callable[[_Features, PublicImages, Screen], Made]] = {"vgg": _vgg, "vq": _vq}

@@ -6,12 +6,13 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
 from dpgm import methods
 from dpgm.methods.base import Method
+from dpgm.methods.options import check_forms
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.together import shared
@@ -202,8 +203,16 @@ Flat = Annotated[T, tyro.conf.OmitArgPrefixes]
 
 
 def parse(command: str, options: type[T], words: list[str], *, about: str) -> T:
-    """Parse `words` into `options`; a field named `method` is made from `--method NAME` and that method's options."""
-    return tyro.cli(options, args=words, prog=f"dpgm {command}", description=about)
+    """Parse `words` into `options`; a field named `config` is a method with its own options.
+
+    Raises:
+        SchemaError: an option of the method was given that its chosen form does not read.
+    """
+    parsed = tyro.cli(options, args=words, prog=f"dpgm {command}", description=about)
+    if isinstance(method := getattr(parsed, "config", None), Method):
+        fields: dict[str, Any] = {f.name: f for f in dataclasses.fields(cast("Any", options))}
+        check_forms(method, fields["config"].default)
+    return parsed
 
 
 def with_method(options: type[Any], method: Method) -> type[Any]:

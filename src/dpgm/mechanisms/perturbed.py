@@ -99,8 +99,9 @@ class PerturbedProjections:
         bfloat16: compute products in 16 bits.
         first: False for a later part of a training whose first part has claimed epsilon: the paper composes nothing.
         state: what an earlier part answered, to go on from.
-        resumable: answer with all that a later part needs, under "net.", "ema.", "adam1.", "adam2.", and with the
-            "loss" of every step; otherwise with the weights alone, by their names.
+        resumable: answer with all that a later part needs, under "net.", "ema.", "adam1.", "adam2.", with the number of
+            steps "taken" and the "loss" of every step, NaN where it was left out as not finite; otherwise with the
+            weights alone, by their names.
         assumptions: what is said of the public codes.
         name: what ledger and guarantee call it.
     """
@@ -185,36 +186,38 @@ class _Training:
     def __init__(self, net: nn.Module, lr: float, ema: float, state: Mapping[str, NDArray[Any]] | None) -> None:
         self.net, self.ema = net, ema
         self.names = dict(net.named_parameters())
-        self.done, self.losses = 0, np.zeros(0, np.float32)
+        self.done, self.taken, self.losses = 0, 0, np.zeros(0, np.float32)
         if state is not None:
             net.load_state_dict(_under(state, "net."))
             self.losses = np.array(state["loss"])
-            self.done = len(self.losses)
+            self.done, self.taken = len(self.losses), int(state["taken"][0])
         self.mean = {k: t.clone() for k, t in net.state_dict().items()} if state is None else _under(state, "ema.")
         self.adam = torch.optim.Adam(self.names.values(), lr=lr)
         if state is not None:
             first, second = _under(state, "adam1."), _under(state, "adam2.")
             for name, p in self.names.items():
                 if name in first:
-                    kept = {"step": torch.tensor(float(self.done)), "exp_avg": first[name], "exp_avg_sq": second[name]}
+                    step = torch.tensor(float(self.taken))  # steps that were left out do not count for Adam
+                    kept = {"step": step, "exp_avg": first[name], "exp_avg_sq": second[name]}
                     self.adam.state[p] = kept
 
     def step(self, parts: Iterator[Tensor]) -> float:
-        """Follow the gradient of a sum; a sum that is not finite is left out."""
+        """Follow the gradient of a sum; one that is not finite is left out, and its loss is NaN."""
         self.adam.zero_grad()
         value = 0.0
         for part in parts:
             part.backward()
             value += part.item()
         norm = nn.utils.clip_grad_norm_(self.names.values(), 1.0)
-        if torch.isfinite(norm):
+        if finite := bool(torch.isfinite(norm)) and np.isfinite(value):
             self.adam.step()
+            self.taken += 1
         self.done += 1
         decay = min(self.ema, self.done / (self.done + 10))
         with torch.no_grad():
             for name, new in self.net.state_dict().items():
                 self.mean[name].lerp_(new, 1 - decay) if self.ema else self.mean[name].copy_(new)
-        return value if np.isfinite(value) else 0.0
+        return value if finite else np.nan
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """The averaged weights by name."""
@@ -228,7 +231,7 @@ class _Training:
             if p in self.adam.state:
                 out[f"adam1.{name}"] = self.adam.state[p]["exp_avg"].numpy().copy()
                 out[f"adam2.{name}"] = self.adam.state[p]["exp_avg_sq"].numpy().copy()
-        return {**out, "loss": np.concatenate([self.losses, losses])}
+        return {**out, "taken": np.array([self.taken]), "loss": np.concatenate([self.losses, losses])}
 
 
 def _under(state: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, Tensor]:

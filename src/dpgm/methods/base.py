@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dpgm.methods.options import check_count, check_option, check_seed, parse, to_plain
+from dpgm.methods.options import Forms, check_count, check_option, check_seed, parse, to_plain
 from dpgm.privacy import accountant
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, Guarantee, PrivacyError, Relation, Source, check_allowed
@@ -174,6 +174,8 @@ class Method(ABC):
     """Names of the options that only training reads: they may change when a release is trained on again."""
     packages: ClassVar[Mapping[str, str]] = {}
     """Packages beyond the core that it needs, and the extra of this project that brings each."""
+    forms: ClassVar[Forms] = ()
+    """Options that only one of its forms reads: given beside another form they are refused."""
 
     def __post_init__(self) -> None:
         """Refuse options of another type, and numbers below 0 or not finite, before anything is planned with them."""

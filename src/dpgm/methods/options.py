@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -30,6 +31,8 @@ Above0: TypeAlias = Annotated[float, _ABOVE_0]
 _CLIP = "a bound of gradients"
 ClipNorm: TypeAlias = Annotated[float, _ABOVE_0, _CLIP]
 """The type of an option that bounds the norm of a record's gradient."""
+Forms: TypeAlias = tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]
+"""Of a method with several forms: an option that chooses, its values, and the options that are read only then."""
 
 
 def to_plain(value: Any) -> Json:
@@ -144,8 +147,50 @@ def require_images(schema: Schema, *sizes: int) -> ImageSchema:
     return schema
 
 
+def check_forms(method: Method, usual: Method | None = None) -> None:
+    """Raise where an option was given that the chosen form of the method does not read.
+
+    Stored configurations load without this: only what a person has just given is checked.
+
+    Args:
+        method: what was given, with the methods within.
+        usual: what it would be if nothing was given; its class's defaults where it is None.
+    """
+    from dpgm.methods.base import Method
+
+    faults: list[str] = []
+    for chooser, values, names in method.forms:
+        chosen = getattr(method, chooser)
+        given = [text for name in names for text in _given(method, usual or type(method)(), name)]
+        if given and chosen not in values:
+            form = f"{chooser} {' or '.join(map(repr, values))}"
+            belongs, them = ("belongs", "it") if len(given) == 1 else ("belong", "them")
+            faults.append(
+                f"{', '.join(given)} {belongs} to {form}, and {chooser} is {chosen!r}: leave {them} out, or take {form}"
+            )
+    if faults:
+        raise SchemaError("; ".join(faults))
+    for f in dataclasses.fields(method):
+        inner, before = getattr(method, f.name), getattr(usual, f.name, None)
+        if isinstance(inner, Method):
+            check_forms(inner, before if type(before) is type(inner) else None)
+
+
+def _given(method: Method, usual: Method, name: str) -> Iterator[str]:
+    """The option as name=value where it is not the usual one; those of a method within one by one."""
+    from dpgm.methods.base import Method
+
+    value, before = getattr(method, name), getattr(usual, name)
+    if isinstance(value, Method):
+        for f in dataclasses.fields(value):
+            yield from (f"{name}.{text}" for text in _given(value, before, f.name))
+    elif value != before:
+        yield f"{name}={value!r}"
+
+
 def check_takes(method: Method, schema: Any) -> None:
-    """Raise unless the method can plan for this kind of records, and what it needs is installed."""
+    """Raise unless the method can plan for this kind of records, reads what it was given, and has what it needs."""
+    check_forms(method)
     if absent := [name for name in method.packages if find_spec(name) is None]:
         extra = method.packages[absent[0]]
         raise SchemaError(f"method '{method.name}' needs the package {absent[0]}; pip install 'dpgm[{extra}]'")

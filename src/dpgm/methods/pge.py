@@ -33,7 +33,7 @@ from dpgm.methods.field import (
     radius,
 )
 from dpgm.methods.laws import Array
-from dpgm.methods.options import AtLeast1
+from dpgm.methods.options import AtLeast1, Forms
 from dpgm.methods.published_pge import AS_PRINTED, Published
 from dpgm.nets.coordinates import Coordinates
 from dpgm.nets.refiner import train_refiner
@@ -117,6 +117,13 @@ class PGE(Method):
 
     name: ClassVar[str] = "pge"
     sources: ClassVar[tuple[Source, ...]] = (SOURCE,)
+    forms: ClassVar[Forms] = (
+        ("privacy", ("published",), ("published",)),
+        ("privacy", ("dp-sgd",), ("denoising",)),
+        ("privacy", ("one-shot", "dp-sgd"), ("picture", "components", "block", "temperature", "wobble")),
+        ("privacy", ("one-shot", "dp-sgd"), ("rounds", "n_leapfrog")),
+        ("features", ("scattering",), ("directions",)),
+    )
     free: ClassVar[frozenset[str]] = frozenset(
         {"temperature", "wobble", "copies", "rounds", "n_leapfrog", "refine", "denoising", "published"}
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dpgm.mechanisms.perturbed import SOURCE, PerturbedProjections
 from dpgm.methods.base import Batch, Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors
-from dpgm.methods.options import AtLeast1
+from dpgm.methods.options import Above0, AtLeast1
 from dpgm.nets.classifiers import to_bytes
 from dpgm.nets.codes import Code, VQCode, make_code, short
 from dpgm.nets.score import Label, ScoreNet
@@ -29,6 +29,8 @@ PARTS = 20
 """Parts of a training; a killed run goes on at the last one that was finished."""
 _PIXELS = 50_000
 """Pixels of records in memory at once in training; ten times as many in sampling."""
+_SAMPLES = 10_000
+"""Pictures whose drawing is part of the expected time and memory: as many as a run draws where it is not told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class Published(Method):
     loss: Literal["printed", "derived"] = "printed"
     steps: int = 300
     batch: AtLeast1 = 64
-    lr: float = 1e-3
+    lr: Above0 = 1e-3
     ema: float = 0.999
     smooth: float = 0.0
     bfloat16: bool = False
@@ -115,6 +117,8 @@ class Published(Method):
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """One training in parts, at the price that the paper claims for the whole.
 
+        First and last part are single calls, which are made again after a crash; of the others a crash burns one.
+
         Raises:
             SchemaError: options out of range, a VQ model that is not there, diffusers not installed.
         """
@@ -150,50 +154,74 @@ class Published(Method):
             assumptions=(f"the codes saw public data only: {code.provenance}",) if isinstance(code, VQCode) else (),
         )
         parts = min(PARTS, self.steps)
-        later = ((replace(first, first=False), parts - 1),) if parts > 1 else ()
+        later = ((replace(first, first=False), parts - 2),) if parts > 2 else ()
+        last = ((replace(first, first=False, name=f"{first.name}-last"), 1),) if parts > 1 else ()
         each = 6e-6 * pixels if self.net == "unet" else 1e-6 * pixels  # seconds for one evaluation of one image
+        drawing = each * self.rounds * self.n_leapfrog * (2 if self.metropolis == "line_integral" else 1)
         return Plan(
             schema=schema,
             relation=relation,
             budget=budget,
-            items=((first, 1), *later),
+            items=((first, 1), *later, *last),
             details={
                 "claimed_epsilon": budget.epsilon,
                 "code": list(shape),
-                "seconds_to_sample_1000": 1000 * each * self.rounds * self.n_leapfrog,
+                "seconds_to_sample_1000": 1000 * drawing,
             },
-            seconds=7 * each * self.steps * self.batch,
-            memory_mb=2500,
+            seconds=7 * each * self.steps * self.batch + _SAMPLES * drawing,
+            memory_mb=self._memory(schema, first.physical),
+        )
+
+    def _memory(self, schema: Schema, physical: int) -> float:
+        """Megabytes of training or of drawing, whichever takes more; from measurements at 28, 64 and 256 pixels."""
+        pixels = schema.height * schema.width
+        slope, score = (0.042, 0.0045) if self.net == "unet" else (0.01, 0.0016)  # megabytes a pixel at work
+        if self.bfloat16:
+            slope *= 0.65
+        batch = 3e-5 * self.batch * math.prod(schema.shape)  # its records and vectors are there at once
+        return 400 + max(
+            slope * pixels * min(self.batch, physical) + batch, score * pixels * min(_SAMPLES, _at_once(pixels))
         )
 
     def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
-        """The trained weights and the loss of every step; later parts make up for one that a crash destroyed."""
-        state = resume.state
-        left = (state is None) + sum(n for _, n in plan.items[1:]) - resume.used.get(1, 0)
+        """The trained weights and the loss of every step; later parts make up for one that a crash destroyed.
+
+        The last part makes up for all that is missing: it is a single call, so a crash in it does not burn it.
+        """
+        state, several = resume.state, len(plan.items) > 1
+        left = plan.items[1][1] - resume.used.get(1, 0) if len(plan.items) > 2 else 0
         done = 0 if state is None else len(state["loss"])
         if done > self.steps:
             raise PrivacyError(
                 f"steps is {self.steps}, but the checkpoint has taken {done} already; go on with the number "
                 "of steps that the run began with, or start in another folder"
             )
-        while left > 0:
-            mechanism = plan.items[0 if state is None else 1][0]
+        while done < self.steps:
+            steps = math.ceil((self.steps - done) / ((state is None) + left + several))
+            item = 0 if state is None else 1 if left else -1
+            left -= item == 1
+            mechanism = plan.items[item][0]
             assert isinstance(mechanism, PerturbedProjections)
-            steps = math.ceil((self.steps - done) / left)
             state = cast("Tensors", (yield replace(mechanism, steps=steps, state=state)))
-            left, done = left - 1, done + steps
-            loss = float(state["loss"][-steps:].mean())
-            yield Note(stage="train", step=done, total=self.steps, values={"loss": loss}, state=state)
+            done += steps
+            values = _values(state["loss"][-steps:], state["loss"], told=state["loss"])
+            yield Note(stage="train", step=done, total=self.steps, values=values, state=state)
         assert state is not None
         return {name: t for name, t in state.items() if name == "loss" or name.startswith("ema.")}
 
     def train(self, release: Release, *, seed: int, on_note: OnNote | None = None) -> NetworkField:
-        """Nothing is left to train; the loss curve of the release is passed on."""
+        """Nothing is left to train; the loss curve of the release is passed on, at most 200 points of it.
+
+        A point ends at a step that was finite: files of curves hold no NaN.
+        """
         loss = release.tensors["loss"]
-        for i, part in enumerate(np.array_split(loss, min(200, len(loss)))):
-            if on_note and len(part):
-                step = round((i + 1) * len(loss) / min(200, len(loss)))
-                on_note(Note(stage="train", step=step, total=len(loss), values={"loss": float(part.mean())}))
+        ends = np.flatnonzero(np.isfinite(loss)) + 1
+        ends = ends[np.linspace(0, len(ends), min(200, len(ends)) + 1).round().astype(int)[1:] - 1]
+        ends = [*ends[:-1].tolist(), len(loss)]  # steps left out at the end belong to the last point
+        for start, end in zip([0, *ends], ends, strict=False):
+            if on_note:
+                values = _values(loss[start:end], loss[:end], told=loss)
+                on_note(Note(stage="train", step=end, total=self.steps, values=values))
         return self.restore(release, {})
 
     def restore(self, release: Release, tensors: Tensors) -> NetworkField:
@@ -226,6 +254,18 @@ class Published(Method):
 AS_PRINTED = Published()
 
 
+def _at_once(pixels: int) -> int:
+    """Pictures that are drawn together."""
+    return max(1, 10 * _PIXELS // pixels)
+
+
+def _values(part: NDArray[np.float32], so_far: NDArray[np.float32], *, told: NDArray[np.float32]) -> dict[str, float]:
+    """The mean loss of a part, and how many steps so far were left out as not finite, where any in `told` was."""
+    finite = part[np.isfinite(part)]
+    found = {"loss": float(finite.mean(dtype=np.float64))} if len(finite) else {}
+    return found | ({"skipped": float(np.isnan(so_far).sum())} if np.isnan(told).any() else {})
+
+
 class NetworkField(Model):
     """A class-conditional score network and the dynamics that sample it.
 
@@ -255,7 +295,7 @@ class NetworkField(Model):
 
     def _sample(self, labels: NDArray[np.int64], rng: np.random.Generator) -> Batch:
         coins = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        size = max(1, 10 * _PIXELS // (self.schema.height * self.schema.width))
+        size = _at_once(self.schema.height * self.schema.width)
         parts = [self._some(torch.from_numpy(part), coins) for part in np.split(labels, range(size, len(labels), size))]
         return Batch(images=to_bytes(torch.cat(parts)), labels=labels)
 

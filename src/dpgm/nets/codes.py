@@ -129,6 +129,7 @@ def train_vq(
     steps: int = 500,
     batch: int = 32,
     lr: float = 1e-3,
+    flip: bool = False,
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Any:
@@ -142,6 +143,7 @@ def train_vq(
         steps: of Adam.
         batch: images a step.
         lr: highest learning rate, falling to 0 as a cosine.
+        flip: mirror half of the pictures: right for photographs, wrong for signs.
         seed: of weights and batches.
         on_step: called with the step and its loss.
     """
@@ -153,7 +155,10 @@ def train_vq(
         for group in optimiser.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         index = torch.randint(len(images), (batch,), generator=coins).numpy()
-        x = _fitting(model, torch.from_numpy(images[index]).permute(0, 3, 1, 2).float() / 127.5 - 1)
+        x = torch.from_numpy(images[index]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        if flip:
+            x = torch.where(torch.rand(batch, 1, 1, 1, generator=coins) < 0.5, x.flip(3), x)
+        x = _fitting(model, x)
         out = model(x)
         loss = functional.mse_loss(out.sample, x) + out.commit_loss
         optimiser.zero_grad()
@@ -183,9 +188,16 @@ def load_vq(path: Path) -> Any:
     """
     package = diffusers()
     if path.is_dir():
-        return package.VQModel.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-        )
+        try:
+            return package.VQModel.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+            )
+        except (OSError, RuntimeError, ValueError, TypeError) as error:  # no file, or those of another model
+            reason = str(error).strip().partition("\n")[0].replace(str(path), path.name).rstrip(".: ")
+            raise ValueError(
+                f"the folder {path.name} holds no VQ model ({reason}); give one that diffusers' VQModel wrote, with "
+                "config.json beside weights in safetensors, or a file of dpgm features train PUBLIC --kind vq"
+            ) from error
     from safetensors import SafetensorError, safe_open
 
     try:
