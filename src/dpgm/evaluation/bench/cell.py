@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import time
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ class Workshop:
         write_json(self.note(cell), note)  # an attempt that is killed leaves its beginning
         start = time.perf_counter()
         code, error = self._process(cell, [*words, *self._reference(cell)])
-        attempt |= {"code": code, "seconds": round(time.perf_counter() - start, 1)}
+        attempt |= {"code": code, "seconds": round(time.perf_counter() - start, 1), "processor": processor()}
         if code:
             attempt["error"] = error
         write_json(self.note(cell), note)
@@ -115,6 +116,14 @@ def end_all() -> None:
     """End every cell that this process runs; what they have paid for and released stays on disk."""
     for child in list(_CHILDREN):
         child.kill()
+
+
+def processor() -> str:
+    """The name of this machine's processor: times of several are no comparison."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.machine()
 
 
 def lasting(words: Sequence[str]) -> list[str]:

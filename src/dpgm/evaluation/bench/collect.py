@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dpgm.artefact import METRICS, RUN, read_json, write_whole
-from dpgm.evaluation.bench.cell import Workshop
+from dpgm.evaluation.bench.cell import Workshop, processor
 from dpgm.evaluation.bench.spec import Cell
 from dpgm.evaluation.folder import without_paths
 from dpgm.evaluation.utility import summarise
@@ -47,8 +47,8 @@ def _record(workshop: Workshop, cell: Cell) -> Json:
         "wall_seconds": math.fsum(a.get("seconds", 0.0) for a in attempts),
     }
     if workshop.finished(cell):
-        folder = workshop.folder(cell)
-        return {**found, "status": DONE, **_facts(read_json(folder / RUN)), **_scores(read_json(folder / METRICS))}
+        folder, where = workshop.folder(cell), {"processor": attempts[-1].get("processor") if attempts else None}
+        return {**found, "status": DONE, **where, **_facts(read_json(folder / RUN)), **_scores(read_json(folder / METRICS))}
     if attempts and attempts[-1]["code"]:
         return {**found, "status": FAILED, "code": attempts[-1]["code"], "error": attempts[-1]["error"]}
     return found
@@ -139,11 +139,8 @@ def papers() -> list[Json]:
 
 def machine(threads: int, jobs: int) -> Json:
     """What the timings were taken on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return {
-        "processor": model or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "jobs": jobs,
         "threads": threads,
