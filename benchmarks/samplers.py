@@ -7,9 +7,10 @@ second is the one-shot field of one class of scikit-learn's digits (pge at epsil
 so the error of a sampler is measured against exact draws: the mean over 200 directions of the Wasserstein-1 distance,
 in standard deviations of the direction. The row `exact` is the same for two sets of exact draws: nothing can do
 better. Chains start at N(mean, s^2 I), with s^2 the mean variance of the law; those "from centres" at the centre of a
-component drawn by its weight (pge begins at draws of the law itself, where no chain has anything to find); diffusion at N(mean, 100 s^2 I). An evaluation is one of the energy, of
-the score or of the denoiser. `cost` is processor time as a ratio to that of the row "HMC, exact, 20 rounds of 6, from
-centres" in the same run; the last line says how much that row itself moved from the first minute to the last.
+component drawn by its weight (pge begins at draws of the law itself, where no chain has anything to find); diffusion
+at N(mean, 100 s^2 I). An evaluation is one of the energy, of the score or of the denoiser. `cost` is processor time
+as a ratio to that of the row "HMC, exact, 20 rounds of 6, from centres" in the same run; the last line says how much
+that row itself moved from the first minute to the last.
 """
 
 from __future__ import annotations

@@ -47,8 +47,9 @@ def _record(workshop: Workshop, cell: Cell) -> Json:
         "wall_seconds": math.fsum(a.get("seconds", 0.0) for a in attempts),
     }
     if workshop.finished(cell):
-        folder, where = workshop.folder(cell), {"processor": attempts[-1].get("processor") if attempts else None}
-        return {**found, "status": DONE, **where, **_facts(read_json(folder / RUN)), **_scores(read_json(folder / METRICS))}
+        folder = workshop.folder(cell)
+        found |= {"status": DONE, "processor": attempts[-1].get("processor") if attempts else None}
+        return {**found, **_facts(read_json(folder / RUN)), **_scores(read_json(folder / METRICS))}
     if attempts and attempts[-1]["code"]:
         return {**found, "status": FAILED, "code": attempts[-1]["code"], "error": attempts[-1]["error"]}
     return found
