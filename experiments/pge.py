@@ -115,8 +115,8 @@ ABOUT = """# PGE's sound forms beside the paper's claims
 
 `one-shot` at epsilon 0.2, 1 and 10 and `labelled` (soft labels) are rows of [the headline](headline.md), with the
 options that stand there. The `dp-sgd` row is of 80 gradients, by the second command; before its chains began at draws
-of the law it had 96.9. CNN of 20 epochs on 10,000 samples where nothing else is said, one look at the test part; two busy cores.
-Pure: one Gaussian a class, delta = 0.
+of the law it had 96.9. CNN of 20 epochs on 10,000 samples where nothing else is said, one look at the test part; two
+busy cores. Pure: one Gaussian a class, delta = 0.
 """
 
 

@@ -331,7 +331,7 @@ def test_a_map_from_outside_is_assumed_to_treat_each_record_alone() -> None:
 
 def test_a_task_assumes_what_comes_before_its_net() -> None:
     said = "the map of records to vectors treats each record alone"
-    own = {"module": nn.Linear(4, 3), "loss": functional.cross_entropy, "clip_norm": 1.0}
+    own: dict[str, Any] = {"module": nn.Linear(4, 3), "loss": functional.cross_entropy, "clip_norm": 1.0}
     coupled = ModuleGradient(**own, inputs=lambda x, y, coins: (x.flatten(1) - x.flatten(1).mean(0), y))
     assert coupled.assumptions() == (said,)
     assert ModuleGradient(**own).assumptions() == ()
@@ -342,7 +342,8 @@ def test_a_task_assumes_what_comes_before_its_net() -> None:
     coupled_net: Any = own | {"module": nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=0))}
     assert ModuleGradient(**coupled_net).assumptions() == (said,)
     assert ModuleGradient(**coupled_net, engine="vmap").assumptions() == (), "it is shown one record at a time"
-    assert ModuleGradient(**own | {"loss": lambda net, x, y: net(x)[:, 0]}).assumptions() == (said,)
+    other_loss: dict[str, Any] = own | {"loss": lambda net, x, y: net(x)[:, 0]}
+    assert ModuleGradient(**other_loss).assumptions() == (said,)
     wrapped: Any = TorchEncoder(module=nn.Linear(4, 3))  # pyright: ignore
     assert ClippedSum(vectors=wrapped, dim=3, clip_norm=1.0).assumptions() == (said,)
     theirs = FixedEncoder(encode=lambda x, y: x, provenance="a colleague's weights")
