@@ -133,3 +133,13 @@ def test_a_bench_killed_again_and_again_pays_for_each_cell_once(tmp_path: Path) 
         charges = [(e["label"], e["item"], e["until"]) for e in entries if e["kind"] == "charge"]
         assert charges, ledger
         assert len(charges) == len(set(charges)), ledger
+
+
+@pytest.mark.slow
+def test_cells_run_on_a_real_ray_cluster(tmp_path: Path) -> None:
+    """In a process of its own: a cluster outlives what started it."""
+    pytest.importorskip("ray")
+    words = ["bench", str(QUICK), "--out", str(tmp_path / "out"), "--rows", "merf", "--limit", "3", "--executor", "ray"]
+    code = "import sys; from dpgm.cli import main; sys.exit(main(sys.argv[1:]))"
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert "3 done, 0 failed, " in ended.stdout, ended.stdout + ended.stderr
