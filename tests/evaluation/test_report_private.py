@@ -147,6 +147,7 @@ def test_a_look_at_private_records_stands_in_the_ledger(
     assert main(["total", str(scored)]) == OK
     assert "NOT PRIVATE beside it" not in capsys.readouterr().out
     assert main(["evaluate", str(scored), *people]) == OK
+    assert "do not publish them as they are" in capsys.readouterr().out
     assert wording.HELD_OUT in looks(scored, capsys)
     assert main(["total", str(scored)]) == OK
     assert f"NOT PRIVATE beside it: {wording.HELD_OUT}" in capsys.readouterr().out

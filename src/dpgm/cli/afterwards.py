@@ -26,7 +26,7 @@ from dpgm.evaluation.grid import png, sample_grid
 from dpgm.evaluation.report import write_report
 from dpgm.evaluation.scores import RIVALS
 from dpgm.evaluation.utility import CLASSIFIERS, evaluate_images, public_door
-from dpgm.evaluation.wording import HELD_OUT
+from dpgm.evaluation.wording import HELD_OUT, shown
 from dpgm.methods.base import Model
 from dpgm.methods.labelled import LabelledModel
 from dpgm.methods.table_batch import TableBatch
@@ -353,13 +353,17 @@ def _kept(reference: Path, data: str, seed: int) -> dict[str, Any]:
 
 
 def score_lines(metrics: dict[str, Any]) -> list[str]:
-    """The main scores, a line each."""
+    """The main scores, a line each, and a warning where they are of private records."""
     lines = [f"accuracy {k}: {v:.3f}" for k, v in metrics.get("accuracy", {}).items()]
     lines += [f"{k}: AUC {v['auc']:.3f}, F1 {v['f1']:.3f}" for k, v in metrics.get("utility", {}).items()]
     if fid := metrics.get("fid"):
         low, high = fid["low"], fid["high"]
         lines.append(f"FID[{fid['features']}]: {fid['value']:.2f} ({low:.2f} to {high:.2f}) on {fid['n']} records each")
-    return lines + [f"{k}: {v:.3f}" for k, v in metrics.get("fidelity", {}).items()]
+    lines += [f"{k}: {v:.3f}" for k, v in metrics.get("fidelity", {}).items()]
+    if page := shown(metrics):
+        what = "NOT PRIVATE: these scores, metrics.json and the report"
+        lines.append(f"{what} are {page}; do not publish them as they are")
+    return lines
 
 
 def is_public(data: DataSet | TableSet) -> bool:
