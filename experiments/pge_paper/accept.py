@@ -34,6 +34,6 @@ show(
     "Accept rule, epsilon 10",
     "every 100 steps a move is accepted with probability min(1, q(x') / q(x)), a ratio of two vectors; not ablated.",
     rows,
-    about="`printed`: the ratio pixel by pixel. `line_integral`: min(1, exp(-change of U + K)), U from the trapezoid "
+    about="`printed`: the ratio pixel by pixel. `line_integral`: min(1, exp(-change of U + K)), U from Simpson's "
     "rule along the path. `none`: every finite move is kept. Chains of the one-shot form start at draws of the law.",
 )
