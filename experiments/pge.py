@@ -35,7 +35,6 @@ HEADLINE = {
     "pge": "one-shot",
     "pge+labeller-soft": "labelled",
     "pge-scattering+labeller-soft": "labelled, scattering",
-    "pge-scattering+labeller-soft-240k": "labelled, scattering, 240,000 samples",
 }
 """Rows of headline.json, and what they are called here."""
 TARGETS = {

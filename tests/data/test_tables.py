@@ -103,6 +103,8 @@ def test_a_text_in_front_changes_no_number_of_the_same_digits() -> None:
     for first in ("0.10000000149011612", "0.1", None):
         frame = pd.DataFrame({"x": pd.Series([first, *numbers], dtype=object)})
         assert to_numbers(frame, codes)[1:, 0].tolist() == [0, 1, 0]
+        texts = pd.Categorical([first, float(np.float32(0.1)), "0.2"])
+        assert to_numbers(pd.DataFrame({"x": texts}), codes)[1:, 0].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("dtype", ["category", "object", "str"])

@@ -149,8 +149,22 @@ def test_a_look_at_private_records_stands_in_the_ledger(
     assert main(["evaluate", str(scored), *people]) == OK
     assert "do not publish them as they are" in capsys.readouterr().out
     assert wording.HELD_OUT in looks(scored, capsys)
+    assert main(["sample", str(scored), "--n", "10", "--out", str(tmp_path / "few.csv")]) == OK
+    assert f"NOT PRIVATE beside it: {wording.HELD_OUT}" in capsys.readouterr().out
     assert main(["total", str(scored)]) == OK
     assert f"NOT PRIVATE beside it: {wording.HELD_OUT}" in capsys.readouterr().out
+
+
+def test_what_was_not_looked_at_is_no_look(people: list[str], unscored: Path, tmp_path: Path) -> None:
+    """A command that fails before it reads a record leaves nothing in the ledger; without one the metrics say it."""
+    for part, fails in (("samples.csv", True), ("ledger.jsonl", False)):
+        folder = Path(shutil.copytree(unscored, tmp_path / part))
+        (folder / part).unlink()
+        assert (main(["evaluate", str(folder), *people]) != OK) is fails
+        if fails:
+            assert wording.HELD_OUT not in (folder / "ledger.jsonl").read_text("utf-8")
+        else:
+            assert wording.HELD_OUT in (folder / "metrics.json").read_text("utf-8")
 
 
 def test_a_shared_ledger_must_know_of_the_look(
@@ -166,4 +180,6 @@ def test_a_shared_ledger_must_know_of_the_look(
     for path in (study, out / "ledger.jsonl"):
         assert wording.HELD_OUT in path.read_text("utf-8")
     assert main([*words[:-1], str(tmp_path / "other"), "--evaluate", "True"]) == OK
+    assert wording.HELD_OUT in capsys.readouterr().out
+    assert wording.HELD_OUT in (tmp_path / "other" / "run.json").read_text("utf-8")
     assert study.read_text("utf-8").count(wording.HELD_OUT) == 2

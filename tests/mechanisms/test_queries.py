@@ -24,6 +24,7 @@ from dpgm.mechanisms.pixels import PooledPixels
 from dpgm.mechanisms.queries import ClippedSum, Histogram, MeanEmbedding, clip_rows, total
 from dpgm.mechanisms.scatter import CellScatter
 from dpgm.methods.encoder import TorchEncoder
+from dpgm.nets.whitened import Whitened
 from dpgm.privacy.guarantee import PrivacyError, Relation
 from dpgm.privacy.mechanism import REAL_ARITHMETIC, Array, Query
 from dpgm.schema import ImageSchema, Rows
@@ -329,6 +330,11 @@ def test_a_map_from_outside_is_assumed_to_treat_each_record_alone() -> None:
         assert kind(look=AboutCentres(encoder=own), **one).assumptions() == ("so it is",)
 
 
+class Foreign(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x - x.mean(0)
+
+
 def test_a_task_assumes_what_comes_before_its_net() -> None:
     said = "the map of records to vectors treats each record alone"
     own: dict[str, Any] = {"module": nn.Linear(4, 3), "loss": functional.cross_entropy, "clip_norm": 1.0}
@@ -345,6 +351,12 @@ def test_a_task_assumes_what_comes_before_its_net() -> None:
     other_loss: dict[str, Any] = own | {"loss": lambda net, x, y: net(x)[:, 0]}
     assert ModuleGradient(**other_loss).assumptions() == (said,)
     wrapped: Any = TorchEncoder(module=nn.Linear(4, 3))  # pyright: ignore
+    assert ClippedSum(vectors=wrapped, dim=3, clip_norm=1.0).assumptions() == (said,)
+    wrapper = Whitened.__new__(Whitened)
+    nn.Module.__init__(wrapper)
+    wrapper.inner = Foreign()  # a net of this project's around one that is not
+    assert ModuleGradient(**own | {"module": wrapper}).assumptions() == (said,)  # pyright: ignore
+    wrapped = TorchEncoder(module=wrapper)
     assert ClippedSum(vectors=wrapped, dim=3, clip_norm=1.0).assumptions() == (said,)
     theirs = FixedEncoder(encode=lambda x, y: x, provenance="a colleague's weights")
     colleagues = DecoderGradient(decoder=nn.Linear(2, 4), source=theirs, clip_norm=1.0).assumptions()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -15,7 +15,7 @@ import tyro
 from dpgm import artefact
 from dpgm.artefact import JUDGES, LEDGER, METRICS, RUN, SAMPLES, write_json, write_whole
 from dpgm.cli.console import Screen
-from dpgm.cli.ledgers import ledger_of
+from dpgm.cli.ledgers import ledger_of, promise_of
 from dpgm.cli.options import Data, Flat, parse
 from dpgm.data import DataSet
 from dpgm.data.tables import TableSet
@@ -31,7 +31,7 @@ from dpgm.methods.base import Model
 from dpgm.methods.labelled import LabelledModel
 from dpgm.methods.table_batch import TableBatch
 from dpgm.nets.judges import Judges
-from dpgm.schema import AnySchema, SchemaError, TableSchema
+from dpgm.schema import AnySchema, Rows, SchemaError, TableSchema
 
 Features: TypeAlias = Annotated[str, tyro.conf.arg(aliases=["--features"])]
 Classifiers: TypeAlias = tuple[Literal["cnn", "logreg", "mlp"], ...]
@@ -125,8 +125,9 @@ def sample_command(words: list[str]) -> int:
     out = artefact.samples_file(model.schema, options.out or options.folder / SAMPLES)
     batch = model.sample(options.n, labels=labels, seed=options.seed)
     out = artefact.save_samples(batch, model.schema, out)
-    value = {"file": str(out), "n": len(batch), "guarantee": model.guarantee.to_json()}
-    Screen(as_json=options.json).result(value, f"{len(batch)} records in {out}\n{model.guarantee.headline()}")
+    promise = promise_of(model, options.folder)
+    value = {"file": str(out), "n": len(batch), "guarantee": promise.to_json()}
+    Screen(as_json=options.json).result(value, f"{len(batch)} records in {out}\n{promise.headline()}")
     return 0
 
 
@@ -274,14 +275,19 @@ def measure(
     ledger: Path | None = None,
 ) -> dict[str, Any]:
     """The protocol's scores of the samples in a folder, beside real data where these are public; of a classifier that
-    draws none, its own accuracy. Scores of held-out records that may be private are a look at them: it is written down
-    in the run's ledger, and in one that it shares (`ledger`), before it is taken.
+    draws none, its own accuracy. Scores of held-out records that may be private are a look at them: before it is taken
+    it is written down in the run's ledger, if the folder has one, and in one that the run shares (`ledger`).
     """
     look = {"reason": HELD_OUT, "audience": "readers of the metrics and the report"}
-    if not is_public(data):
-        with ledger_of(folder, ledger) as book:
-            book.expose(**look)
-    metrics = _scores(model, folder, data, seed=seed, classifiers=classifiers, reference=reference, features=features)
+
+    def test() -> Rows:
+        if data.has_test and not is_public(data) and (folder / LEDGER).exists():
+            with ledger_of(folder, ledger) as book:
+                book.expose(**look)
+        return data.test()
+
+    options: dict[str, Any] = {"classifiers": classifiers, "reference": reference, "features": features}
+    metrics = _scores(model, folder, data, test, seed=seed, **options)
     if not is_public(data):
         metrics["exposures"] = [*metrics.get("exposures", []), look]
     return metrics
@@ -291,15 +297,22 @@ def _scores(
     model: Model,
     folder: Path,
     data: DataSet | TableSet,
+    held_out: Callable[[], Rows],
     *,
     seed: int,
     classifiers: Sequence[str],
     reference: Path | None,
     features: str,
 ) -> dict[str, Any]:
+    kept = None if reference is None else _kept(reference, data.name, seed)
+    drawn: Any = None
+    if model.generates:  # what may be absent is asked for before real records are
+        drawn = (
+            artefact.load_table(folder, model.schema) if isinstance(data, TableSet) else artefact.load_samples(folder)
+        )
+    test = held_out()
     if isinstance(data, TableSet):  # bounds may have been found on the way
         data = dataclasses.replace(data, schema=model.release.schema)  # pyright: ignore[reportArgumentType]
-    test = data.test()
     odds = None if isinstance(data, TableSet) else model.classify(test["image"])
     read = {} if odds is None else {model.reader: float((odds.argmax(1) == test["label"]).mean())}
     if not model.generates and isinstance(data, TableSet):
@@ -316,16 +329,13 @@ def _scores(
     if model.schema.n_classes == 1 and not isinstance(data, TableSet):
         return {"sizes": {"test": len(test)}}  # nothing to tell apart
     real = public_door(data.train) if is_public(data) else None
-    kept = None if reference is None else _kept(reference, data.name, seed)
     if isinstance(data, TableSet):
         from dpgm.evaluation.tables import evaluate_table
 
-        synthetic = artefact.load_table(folder, data.schema)
-        return evaluate_table(synthetic.table, test, schema=data.schema, seed=seed, real=real, reference=kept)
+        return evaluate_table(drawn.table, test, schema=data.schema, seed=seed, real=real, reference=kept)
     judges = None if reference is None else Judges.read(reference / JUDGES)
-    synthetic = artefact.load_samples(folder)
     metrics = evaluate_images(
-        synthetic,
+        drawn,
         test,
         schema=model.schema,
         seed=seed,
@@ -336,7 +346,7 @@ def _scores(
     )
     start = time.perf_counter()
     if view := open_view(features, test, schema=model.schema, data=data.name, judges=judges):
-        metrics |= view(synthetic.images, seed=seed)
+        metrics |= view(drawn.images, seed=seed)
     metrics["seconds"]["fidelity"] = time.perf_counter() - start
     metrics["accuracy"] |= read
     return metrics

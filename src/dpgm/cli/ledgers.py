@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dpgm.artefact import LEDGER
-from dpgm.privacy.guarantee import PrivacyError
+from dpgm.evaluation.folder import read_ledger
+from dpgm.methods.base import Model
+from dpgm.privacy.guarantee import Guarantee, PrivacyError
 from dpgm.privacy.ledger import Ledger
 from dpgm.privacy.together import Part, reopen, shared_name
 
@@ -34,3 +37,11 @@ def ledger_of(folder: Path, above: Path | None) -> Generator[Ledger]:
         )
     with reopen(above) as whole, Part(folder / LEDGER, **terms, whole=whole, name=folder.resolve().name) as part:
         yield part
+
+
+def promise_of(model: Model, folder: Path) -> Guarantee:
+    """The model's promise, and the looks that the folder's ledger has seen since it was made."""
+    entries = read_ledger(folder / LEDGER)[0] or []
+    looks = [f"{e['reason']} (seen by {e['audience']})" for e in entries if e.get("kind") == "expose"]
+    promise = model.guarantee
+    return dataclasses.replace(promise, exposures=tuple(dict.fromkeys([*promise.exposures, *looks])))

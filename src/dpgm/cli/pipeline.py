@@ -16,6 +16,7 @@ from dpgm.artefact import (
 from dpgm.cli import afterwards
 from dpgm.cli.console import Screen
 from dpgm.cli.job import Job, of_cap
+from dpgm.cli.ledgers import promise_of
 from dpgm.cli.options import RELATIONS, Data, Flat, Output, Privacy, method_named, parse, with_method
 from dpgm.cli.training import DEFAULT_METHOD
 from dpgm.evaluation.utility import CLASSIFIERS
@@ -198,13 +199,14 @@ def run_command(words: list[str]) -> int:
             )
     elif wanted:
         screen.say("not evaluated: the data have no test part; hold one out with --test-fraction 0.1")
-    run = job.facts(model)
+    promise = promise_of(model, out)
+    run = {**job.facts(model), "guarantee": promise.to_json()}
     write_json(out / RUN, run)
     if metrics:
         metrics |= {"seconds": sum(screen.seconds.values()), "peak_memory_mb": run["peak_memory_mb"]}
         write_json(out / artefact.METRICS, metrics)
     report = afterwards.report(out)
-    lines = [model.guarantee.headline()]
+    lines = [promise.headline()]
     lines += afterwards.score_lines(metrics)
     lines += [f"{sum(screen.seconds.values()):.0f} s, {run['peak_memory_mb']:.0f} MB; report: {report}"]
     screen.result({**run, "metrics": metrics}, "\n".join(lines))

@@ -15,6 +15,7 @@ from dpgm import artefact, methods
 from dpgm.artefact import LEDGER, MODEL, RELEASE, RUN, TRAINING, write_json
 from dpgm.cli import afterwards
 from dpgm.cli.console import Screen, peak_memory_mb
+from dpgm.cli.ledgers import promise_of
 from dpgm.cli.options import Flat, Output, parse, printable, with_method
 from dpgm.methods.base import Model, Note, Release
 from dpgm.methods.options import check_count, check_seed, check_trained
@@ -66,10 +67,12 @@ def train_command(words: list[str]) -> int:
         afterwards.draw(model, out, n=common.samples, seed=common.output.seed)
     data = artefact.read_run(home)["data"] if (home / RUN).exists() else ""
     run = facts(model, data=data, seed=common.output.seed, command=["train", *words], screen=screen)
+    promise = promise_of(model, out)
+    run["guarantee"] = promise.to_json()
     write_json(out / TRAINING, curve)
     write_json(out / RUN, run)
     report = afterwards.report(out)
-    screen.result(run, f"{model.guarantee.headline()}\nnothing was added to the ledger; report: {report}")
+    screen.result(run, f"{promise.headline()}\nnothing was added to the ledger; report: {report}")
     return 0
 
 

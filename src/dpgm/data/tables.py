@@ -227,6 +227,8 @@ def _distinct(series: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
 def _in_float64(series: Any) -> Any:
     """Numbers of few digits as float64 has them: 0.1 in float32 reads otherwise, alone or among others."""
     types = pandas_().api.types
+    if isinstance(series.dtype, pandas_().CategoricalDtype):
+        series = series.astype(object)
     if types.is_float_dtype(series.dtype) and series.dtype.itemsize < 8:
         return series.astype("Float64" if types.is_extension_array_dtype(series.dtype) else "float64")
     if series.dtype == object and types.infer_dtype(series, skipna=True) != "string":

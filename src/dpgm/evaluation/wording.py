@@ -16,7 +16,7 @@ VERDICTS: Mapping[Evidence, tuple[str, str]] = {
 }
 """For each evidence: a sign that is told apart without colour, and a sentence."""
 
-HELD_OUT = "not private: scores are plain statistics of held-out records, and tell their number"
+HELD_OUT = "scores are plain statistics of held-out records, and tell their number"
 """The reason of the look that scoring records takes which may be private."""
 
 _EVENTS: Mapping[str, tuple[str, Mapping[str, str], str]] = {

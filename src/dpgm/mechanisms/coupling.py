@@ -8,6 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from dpgm.privacy.guarantee import PrivacyError
 
+_EXACT = ("none", "ieee", "highest")
+
 
 def refuse_coupling(module: nn.Module) -> None:
     """Raise if a layer mixes the records of a batch or draws its own coins.
@@ -35,17 +37,19 @@ def refuse_fewer_digits() -> None:
     Raises:
         PrivacyError: naming the setting.
     """
-    mkldnn = torch.backends.mkldnn
+    backends = torch.backends
+    places = {"": backends, ".mkldnn": backends.mkldnn}
+    places |= {f".mkldnn.{part}": getattr(backends.mkldnn, part, None) for part in ("matmul", "conv")}  # torch 2.9 on
     found = {
-        "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
-        "torch.backends.mkldnn.matmul.fp32_precision": mkldnn.matmul.fp32_precision,  # pyright: ignore
-        "torch.backends.mkldnn.conv.fp32_precision": mkldnn.conv.fp32_precision,  # pyright: ignore
+        f"torch.backends{k}.fp32_precision": (getattr(v, "fp32_precision", "none"), "ieee") for k, v in places.items()
     }
-    for name, value in found.items():
-        if value not in ("highest", "none", "ieee"):
+    if all(value in _EXACT for value, _ in found.values()):  # else the older setting cannot be asked for
+        found["torch's float32_matmul_precision"] = (torch.get_float32_matmul_precision(), "highest")
+    for name, (value, wanted) in found.items():
+        if value not in _EXACT:
             raise PrivacyError(
                 f"{name} is '{value}', which rounds float32 products to fewer digits, so that clipped gradients could "
-                "exceed their bound; set torch.set_float32_matmul_precision('highest')"
+                f"exceed their bound; set it to '{wanted}'"
             )
 
 

@@ -34,8 +34,11 @@ _SEPARATE = (
 
 
 def is_separate(net: nn.Module) -> bool:
-    """Whether a net is this project's, or made of nothing but torch's layers that are known to treat records alone."""
-    return type(net).__module__.startswith("dpgm.") or all(
+    """Whether a net is this project's, down to torch's layers, or made of such of these as treat records alone."""
+    kinds = [type(layer).__module__.partition(".")[0] for layer in net.modules()]
+    if kinds[0] == "dpgm":
+        return {*kinds} <= {"dpgm", "torch"}
+    return all(
         type(layer) in _SEPARATE or (type(layer) is nn.Flatten and layer.start_dim == 1) for layer in net.modules()
     )
 

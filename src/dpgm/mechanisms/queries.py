@@ -283,10 +283,16 @@ def foreign(*maps: object) -> tuple[str, ...]:
     return () if all(map(_own, maps)) else (RECORD_ALONE,)
 
 
-def _own(thing: object) -> bool:
+def _root(thing: object) -> str:
+    return (getattr(thing, "__module__", None) or "").partition(".")[0]
+
+
+def _own(thing: Any) -> bool:
     if thing is None:
         return True
-    if (getattr(thing, "__module__", None) or "").partition(".")[0] != "dpgm":
+    if _root(thing) != "dpgm":
+        return False
+    if hasattr(thing, "forward") and not all(_root(part) in ("dpgm", "torch") for part in thing.modules()):
         return False
     parts = vars(thing).values() if dataclasses.is_dataclass(thing) else ()
     return all(_own(p) for p in parts if _is_map(p))

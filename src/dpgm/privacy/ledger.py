@@ -332,7 +332,8 @@ class Ledger:
         kinds = [e["kind"] for e in self.entries]
         if "charge" in kinds and "reserve" in kinds[kinds.index("charge") :]:
             assumptions.append("no price was chosen by looking at an answer")
-        exposures = tuple(f"{e['reason']} (seen by {e['audience']})" for e in self._of("expose"))
+        looks = [f"{e['reason']} (seen by {e['audience']})" for e in self._of("expose")]
+        exposures = tuple(dict.fromkeys(looks))
         return dataclasses.replace(found, evidence=evidence, assumptions=tuple(assumptions), exposures=exposures)
 
     def _of(self, kind: str) -> list[dict[str, Any]]:
