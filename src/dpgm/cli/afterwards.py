@@ -307,9 +307,8 @@ def _scores(
     kept = None if reference is None else _kept(reference, data.name, seed)
     drawn: Any = None
     if model.generates:  # what may be absent is asked for before real records are
-        drawn = (
-            artefact.load_table(folder, model.schema) if isinstance(data, TableSet) else artefact.load_samples(folder)
-        )
+        schema: Any = model.schema
+        drawn = artefact.load_table(folder, schema) if isinstance(data, TableSet) else artefact.load_samples(folder)
     test = held_out()
     if isinstance(data, TableSet):  # bounds may have been found on the way
         data = dataclasses.replace(data, schema=model.release.schema)  # pyright: ignore[reportArgumentType]
