@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpgm.samplers import Kernel, State, anneal, chain, ddim, heun, hmc, mala, run, stalled, ula, unadjusted_hmc
-from dpgm.samplers.hamiltonian import MINIMAL_NORM
+from dpgm.samplers.hamiltonian import MINIMAL_NORM, Metropolis
 from dpgm.samplers.kernel import Energy, Schedule
 
 COV = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)
@@ -164,6 +164,12 @@ def test_line_integral_is_the_energy_error(energy: Energy, step_size: float, wit
     work = unadjusted_hmc(score, step_size=step_size, n_leapfrog=5, metropolis="line_integral")
     a, b = (k.step(rng(6), k.init(x))[1].energy_error for k in (exact, work))
     assert float((a - b).square().mean().sqrt()) <= within * max(1.0, float(a.square().mean().sqrt()))
+
+
+@pytest.mark.parametrize("rule", ["none", "printed"])
+def test_no_energy_error_is_reported_where_none_is_computed(rule: Metropolis) -> None:
+    kernel = unadjusted_hmc(gauss_score, step_size=0.7, n_leapfrog=4, metropolis=rule)
+    assert not kernel.step(rng(6), kernel.init(start(100, 5)))[1].energy_error.any()
 
 
 def test_small_steps_remove_the_bias() -> None:

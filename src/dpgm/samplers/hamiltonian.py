@@ -234,7 +234,7 @@ def unadjusted_hmc(
                 slope = (end.score + 4 * middle + new.score) / 6
                 drop = drop - ((new.x - end.x) * slope).flatten(1).sum(1)
             end = new
-        error = drop + (_sq(end.v) - _sq(start.v)) / 2
+        error = drop + (_sq(end.v) - _sq(start.v)) / 2 if metropolis == "line_integral" else drop  # 0: not computed
         if metropolis != "printed":
             return settle(rng, state, end.x, None, end.score, error, adjust=metropolis == "line_integral")
         chance = (end.score / start.score).nan_to_num(0.0).clamp(0, 1)
