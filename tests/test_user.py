@@ -451,7 +451,8 @@ def test_parts_of_files_that_a_kill_left_are_swept(done: Path, tmp_path: Path) -
     cut = tmp_path / "cut"
     shutil.copytree(done, cut)
     (cut / "report.html").unlink()
-    (cut / ".checkpoint-ab12cd34.safetensors").write_bytes(b"x")
+    for part in (".checkpoint-ab12cd34.safetensors", ".report-ab12cd34.html", ".samples-ab12cd34.png"):
+        (cut / part).write_bytes(b"x")
     (cut / ".notes").write_text("mine")
     assert main([*RUN, "--out", str(cut)]) == 0
     assert [p.name for p in cut.glob(".*")] == [".notes"]

@@ -36,7 +36,7 @@ TABLE = "samples.csv"
 SCHEMA = "schema.json"
 """Bounds that were paid for complete a schema; this file keeps it."""
 METRICS, TRAINING, CHECKPOINT, REPORT = "metrics.json", "training.json", "checkpoint.safetensors", "report.html"
-AUDIT = "audit.json"
+AUDIT, PICTURE = "audit.json", "samples.png"
 JUDGES = "judges.safetensors"
 """Of a folder of `dpgm reference`: nets that have learnt from the public test part, for the evaluations that use it."""
 _KEY = "dpgm"
@@ -81,8 +81,8 @@ def check_writable(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the parts of files that a killed run has left; only the holder of the ledger may."""
-    for name in (RELEASE, MODEL, CHECKPOINT, SAMPLES, RUN):
+    """Remove the parts of its files that a killed run has left; only the holder of the ledger may."""
+    for name in (RELEASE, MODEL, CHECKPOINT, SAMPLES, TABLE, PICTURE, SCHEMA, TRAINING, METRICS, AUDIT, RUN, REPORT):
         stem, dot, suffix = name.partition(".")
         for part in folder.glob(f".{stem}-*{dot}{suffix}"):
             part.unlink(missing_ok=True)

@@ -259,7 +259,7 @@ def draw(model: Model, folder: Path, *, n: int, seed: int) -> dict[str, Any]:
 
         return {"figures": describe(batch.table, None, batch.schema)}
     picture = png(sample_grid(batch.images, batch.labels, classes=range(min(model.schema.n_classes, 20))))
-    write_whole(folder / "samples.png", lambda p: p.write_bytes(picture))
+    write_whole(folder / artefact.PICTURE, lambda p: p.write_bytes(picture))
     return {}
 
 
