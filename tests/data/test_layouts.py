@@ -208,6 +208,18 @@ def test_arrays_need_no_labels_where_none_are_wanted(tmp_path: Path) -> None:
         open_arrays(tmp_path, x=grey())
 
 
+def test_idx_files_need_no_labels_where_none_are_wanted(tmp_path: Path) -> None:
+    one = idx(tmp_path / "train-images-idx3-ubyte", grey())
+    for where in (one, tmp_path):
+        data = unlabelled(where)
+        assert data.schema.classes == ("all",)
+        same(data, grey()[..., None], np.zeros(12))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"none")
+    same(unlabelled(one), grey()[..., None], np.zeros(12))
+    with pytest.raises(DataError, match="labels-idx1-ubyte: not an idx file"):
+        open_data(one, image_size=6, channels=1, classes=2)
+
+
 def test_image_files_need_no_class_folders_where_no_labels_are_wanted(tmp_path: Path) -> None:
     for i, image in enumerate(grey()):
         (tmp_path / f"{i:03}.PNG").write_bytes(encoded(image))

@@ -45,7 +45,7 @@ class Data:
         size: declared number of train records, a public round figure.
         resize: side of the images wanted.
         colour: turn images to grey or to rgb.
-        unlabelled: all records are one class; a .npz file or a folder of images then needs no labels.
+        unlabelled: all records are one class; a .npz file, idx files or a folder of images then need no labels.
         test_fraction: share of records to hold out where there is no test part.
         test: file of the held-out part of a table.
         public: the table's records are public, as a benchmark's are: scores beside real train records may be shown.

@@ -58,8 +58,8 @@ def open_data(
         test_fraction: share to hold out where the source has no test part, more than 0 and less than 1; each record
             is assigned by a hash of itself alone, so that no other record's presence matters.
         labels: file of labels beside a single idx file of images.
-        unlabelled: drop the labels and take all records as one class, "all"; an own .npz file or folder needs no
-            labels, classes or class folders then.
+        unlabelled: drop the labels and take all records as one class, "all"; an own .npz file, idx
+            files or a folder need no labels, classes or class folders then.
         max_gib: memory in GiB above which a source is refused by its headers.
 
     Raises:
@@ -122,7 +122,7 @@ def _open_own(
         declared = dataclasses.replace(declared, classes=("all",))
     hint = {"image-size": "28", "channels": "1", "classes": "cat,dog"}
     if is_idx(path):
-        parts = open_idx(path, labels=labels)
+        parts = open_idx(path, labels=labels, unlabelled=unlabelled)
     elif path.is_file() and path.suffix.lower() == ".npz":
         parts = open_npz(path, unlabelled=unlabelled)
     elif path.is_dir():

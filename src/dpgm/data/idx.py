@@ -27,25 +27,26 @@ def is_idx(path: Path) -> bool:
     return path.name.removesuffix(".gz").endswith("-ubyte")
 
 
-def open_idx(path: Path, *, labels: Path | None = None) -> dict[PartName, Part]:
+def open_idx(path: Path, *, labels: Path | None = None, unlabelled: bool = False) -> dict[PartName, Part]:
     """The parts of a folder with train-images-idx3-ubyte[.gz] and so on, or of one file of images.
 
     Args:
         path: the folder or the file of images.
         labels: the file of labels of a single file; by default its name with "labels-idx1" for "images-idx3".
+        unlabelled: need no labels, and read none; every label is 0.
 
     Raises:
         DataError: a file is missing, not idx, or images and labels differ in length.
     """
     if path.is_file():
-        return {"train": _part(path, labels or _labels_of(path))}
+        return {"train": _part(path, None if unlabelled else labels or _labels_of(path))}
     parts: dict[PartName, Part] = {}
     for file in sorted(path.iterdir()):
         if match := _NAME.fullmatch(file.name):
             name = _PARTS[match["part"]]
             if name in parts:
                 raise DataError(f"{path} holds several files of {name} images; leave one or give the file itself")
-            parts[name] = _part(file, _labels_of(file))
+            parts[name] = _part(file, None if unlabelled else _labels_of(file))
     if "train" not in parts:
         raise DataError(f"{path} holds no train-images-idx3-ubyte[.gz]; add it or give the file of images itself")
     return parts
@@ -60,17 +61,20 @@ def _labels_of(images: Path) -> Path:
     raise DataError(f"the labels of {images} are missing; {name} was looked for beside it; add it or give --labels")
 
 
-def _part(images: Path, labels: Path) -> Part:
-    shape, label_shape = _shape(images), _shape(labels)
+def _part(images: Path, labels: Path | None) -> Part:
+    shape = _shape(images)
+    size = array_shape(shape, np.dtype(np.uint8), str(images))
+    label_shape = shape[:1] if labels is None else _shape(labels)
     if len(label_shape) != 1:
         raise DataError(f"{labels}: labels must have one dimension (idx1), this file has {len(label_shape)}")
-    size = array_shape(shape, np.dtype(np.uint8), str(images))
-    if shape[0] != label_shape[0]:
+    if labels is not None and shape[0] != label_shape[0]:
         raise DataError(f"{images} and {labels.name} differ in length; give one label to every image")
 
     def load() -> tuple[Images, NDArray[np.int64]]:
-        pixels = as_bytes(_read(images, shape), str(images))
-        return ArrayImages(pixels), labels_from(_read(labels, label_shape), str(labels))
+        pixels = ArrayImages(as_bytes(_read(images, shape), str(images)))
+        if labels is None:
+            return pixels, np.zeros(shape[0], np.int64)
+        return pixels, labels_from(_read(labels, label_shape), str(labels))
 
     return Part(where=str(images), load=load, shape=size, count=shape[0], nbytes=math.prod(shape))
 
