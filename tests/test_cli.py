@@ -146,6 +146,11 @@ def test_account(words: str, epsilon: float, capsys: pytest.CaptureFixture[str])
         (["run", "nosuch", "--out", "x"], BAD_INPUT, "named sets are"),
         (["run", "digits", "--method", "nosuch", "--out", "x"], BAD_INPUT, "there are"),
         (["run", "digits", "--method", "labelled", "--out", "x"], BAD_INPUT, "--labeller"),
+        (
+            ["plan", "digits", "--method", "mst", "--labeller", "0.3"],
+            BAD_INPUT,
+            "takes tables; these records are images",
+        ),
         (["run", "digits", "--labeller-mode", "soft", "--out", "x"], BAD_INPUT, "--labeller 0.3"),
         (["run", "digits", "--epsilon", "-1", "--out", "x"], REFUSED, "above 0"),
         (["run", "digits", "--delta", "1", "--out", "x"], REFUSED, "1e-5"),

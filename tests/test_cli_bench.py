@@ -126,7 +126,7 @@ def test_a_bench_killed_again_and_again_pays_for_each_cell_once(tmp_path: Path) 
     results = json.loads((out / "results.json").read_text())
     assert {c["status"] for c in results["cells"]} == {"done"}
     assert sum(c["attempts"] for c in results["cells"]) > len(results["cells"]), "nothing was interrupted"
-    assert len(ledgers()) == 8
+    assert len(ledgers()) == 12
     for ledger in ledgers():
         entries = [json.loads(line) for line in ledger.read_text().splitlines()]
         assert [e["kind"] for e in entries].count("reserve") == 1, ledger

@@ -145,6 +145,15 @@ def test_the_audit_of_a_folder_attacks_what_its_run_asked(run: Path, tmp_path: P
     assert names == ["one-way-marginals, 1 call", "two-way-marginals, 1 call"]
 
 
+def test_the_audit_of_own_records_takes_their_public_facts_from_the_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    monkeypatch.chdir(run.parent)
+    assert main(["audit", str(copy), "--test", "train.csv", "--kind", "membership"]) == REFUSED
+    assert "--allow exposure" in capsys.readouterr().err, "no fact was missing, but leave to look"
+
+
 def test_what_is_refused_says_what_to_do(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema", "draft", str(folder / "train.csv")]) == BAD_INPUT
     assert "--from-public" in capsys.readouterr().err

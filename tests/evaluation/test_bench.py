@@ -364,6 +364,7 @@ def test_the_board_shows_remarks_and_says_what_its_times_are(results: dict[str, 
         if record["row"] == "pge+labeller":
             record |= {"status": collect.DONE, "method": "labeller", "evidence": "proved", "judge": "accuracy_cnn"}
             record |= {"score": 0.9, "seconds": 9.0, "cpu_seconds": 9.0, "peak_memory_mb": 200.0, "attempts": 2}
+            record |= {"relation": "add/remove one", "delta": 1e-5}
     page = board.render({**results, "summary": collect.summary(results["cells"])})
     assert "<small>by the mean below a private classifier on real records (2 seeds against 2)</small>" in page
     assert "2 of the runs were interrupted and went on" in page
@@ -383,17 +384,23 @@ def test_an_interval_that_begins_at_0_is_summed_up(results: dict[str, Any]) -> N
 
 def test_tables_are_judged_by_pairs_of_columns_where_pictures_have_an_fid() -> None:
     pictures = {"features": "lenet-mnist", "fid": {"mean": 3.5}}
-    assert board.closeness([{}, pictures]) == ("fid", "FID[lenet-mnist]")
-    assert board.closeness([{"fidelity_PairSimilarity": 0.9}]) == ("fidelity_PairSimilarity", "PairSimilarity")
-    assert board.closeness([{}]) == ("", "")
+    found = [board.closeness(lines) for lines in ([{}, pictures], [{"fidelity_PairSimilarity": 0.9}], [{}])]
+    assert [c.head for c in found] == ["FID[lenet-mnist]", "PairSimilarity", ""]
+    assert [c.key for c in found] == ["fid", "fidelity_PairSimilarity", ""]
 
 
 def test_the_page_for_a_repository_says_the_same(results: dict[str, Any]) -> None:
     page = text.markdown(results)
     assert "100 synthetic records a run, 240,000 in the row merf-many; train on synthetic" in page
-    assert "| row | epsilon 0.2 | epsilon 1 | FID[lenet-mnist] | time | CPU | memory | evidence |" in page
-    assert "| merf | 81.00 (2 seeds) | 81.00 (2 seeds) | 3.5 | 4 s | 4 s | 100 MB | proved |" in page
-    assert "| real | 99.00 (2 seeds) | 99.00 (2 seeds) | 3.5 |  |  | 100 MB | not private |" in page
+    assert (
+        "| row | epsilon 0.2 | epsilon 1 | FID[lenet-mnist], n = 50 | time | CPU | memory | evidence | guarantee |"
+        in page
+    )
+    assert (
+        "| merf | 81.00 (2 seeds) | 81.00 (2 seeds) | 3.5 | 4 s | 4 s | 100 MB | proved | add/remove one, delta 1e-5 |"
+        in page
+    )
+    assert "| real | 99.00 (2 seeds) | 99.00 (2 seeds) | 3.5 |  |  | 100 MB | not private |  |" in page
     assert "- mnist_pge+labeller_eps1_seed0: exit code 1: boom: pge" in page
 
 
@@ -404,6 +411,8 @@ def test_a_row_that_did_not_run_at_the_named_epsilon_shows_its_scores_only(resul
         if record["row"] == "pge+labeller":
             record |= {"status": collect.DONE, "evidence": "proved", "score": 0.9, "judge": "accuracy_cnn"}
             record |= {
+                "relation": "add/remove one",
+                "delta": 1e-5,
                 "seconds": 9.0,
                 "cpu_seconds": 9.0,
                 "peak_memory_mb": 200.0,
@@ -411,8 +420,10 @@ def test_a_row_that_did_not_run_at_the_named_epsilon_shows_its_scores_only(resul
                 "features": "lenet-mnist",
             }
     page = text.markdown({**results, "summary": collect.summary(results["cells"])})
-    assert "| merf | 81.00 (2 seeds) |  |  |  |  |  | proved |" in page
-    assert "| pge+labeller |  | 90.00 (2 seeds) | 7 | 9 s | 9 s | 200 MB | proved |" in page
+    assert "| merf | 81.00 (2 seeds) |  |  |  |  |  | proved | add/remove one, delta 1e-5 |" in page
+    assert (
+        "| pge+labeller |  | 90.00 (2 seeds) | 7 | 9 s | 9 s | 200 MB | proved | add/remove one, delta 1e-5 |" in page
+    )
     assert "Whatever is no score is at epsilon 1." in page
     for record in results["cells"]:
         if record["row"] == "pge+labeller":
@@ -420,6 +431,15 @@ def test_a_row_that_did_not_run_at_the_named_epsilon_shows_its_scores_only(resul
     page = text.markdown({**results, "summary": collect.summary(results["cells"])})
     assert "| merf | 81.00 (2 seeds) |  | 3.5 | 4 s |" in page
     assert "Whatever is no score is at epsilon 0.2." in page
+
+
+def test_a_row_is_called_by_its_weakest_evidence(results: dict[str, Any]) -> None:
+    for record in results["cells"]:
+        if record["row"] == "merf" and record["epsilon"] == 1:
+            record["evidence"] = "refuted"
+    page = text.markdown({**results, "summary": collect.summary(results["cells"])})
+    assert "| refuted (at 1) | add/remove one, delta 1e-5 |" in page
+    assert "No private classifier of the same epsilon, relation and delta was run beside merf" in page
 
 
 def test_nothing_finished_is_a_page_too(results: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ def _line(method: str, mean: float, *, n: int = 5, half: float = 0.01) -> dict[s
     return {"row": method, "method": method, "score": number, **facts, **costs}
 
 
+NONE = board.Closeness("", "")
 RIVAL = "a private classifier on real records"
 
 
@@ -33,7 +34,7 @@ RIVAL = "a private classifier on real records"
     ],
 )
 def test_a_row_loses_only_where_intervals_say_so(mine: dict[str, Any], rival: dict[str, Any], said: str) -> None:
-    rows = {r["row"]: r for r in board._rows([mine, rival], [], {"pge": "", "labeller": ""}, "")}
+    rows = {r["row"]: r for r in board._rows([mine, rival], [], {"pge": "", "labeller": ""}, NONE)}
     assert rows["pge"]["remarks"] == [said] * bool(said)
     assert rows["labeller"]["remarks"] == []
 
@@ -47,6 +48,38 @@ def test_a_row_loses_only_where_intervals_say_so(mine: dict[str, Any], rival: di
     ],
 )
 def test_the_best_row_is_best_by_the_mean_where_others_are_not_told_apart(other: dict[str, Any], said: str) -> None:
-    rows = {r["row"]: r for r in board._rows([other, _line("pge", 0.95)], [], {"pge": "", "merf": ""}, "")}
+    rows = {r["row"]: r for r in board._rows([other, _line("pge", 0.95)], [], {"pge": "", "merf": ""}, NONE)}
     assert (rows["pge"]["best"], rows["merf"]["best"]) == (True, False)
     assert (rows["pge"]["remarks"], rows["merf"]["remarks"]) == ([said] * bool(said), [])
+
+
+def test_rows_are_compared_with_others_of_their_relation_and_delta_only() -> None:
+    lines = [
+        _line("slicing", 0.97) | {"relation": "replace one"},
+        _line("labeller", 0.95),
+        _line("pge", 0.90),
+        _line("merf", 0.80) | {"delta": 0.0},
+    ]
+    rows = {r["row"]: r for r in board._rows(lines, [], {x["row"]: "" for x in lines}, NONE)}
+    assert rows["pge"]["remarks"] == [f"among rows of add/remove one, delta 1e-5: loses to {RIVAL}"]
+    assert [rows[r]["best"] for r in ("slicing", "pge", "merf")] == [True] * 3
+    assert rows["slicing"]["remarks"] == rows["merf"]["remarks"] == []
+
+
+def test_generators_without_a_private_classifier_beside_them_are_named() -> None:
+    lines = [x | {"epsilon": 1.0} for x in (_line("pge", 0.9), _line("labeller", 0.95))]
+    assert board.alone(lines) == ""
+    assert board.alone([*lines, _line("merf", 0.8) | {"epsilon": 2.0}]).startswith(
+        "No private classifier of the same epsilon, relation and delta was run beside merf: "
+    )
+
+
+def test_an_fid_of_another_number_of_records_is_marked() -> None:
+    lines: list[dict[str, Any]] = [{"features": "lenet-x", "fid_n": n, "fid": {"mean": 3.0}} for n in (5000, 500, 5000)]
+    close = board.closeness(lines)
+    assert close.head == "FID[lenet-x], n = 5,000"
+    assert [close.of(x) for x in lines] == ["3", "3 (n = 500)", "3"]
+
+
+def test_seeds_that_are_all_alike_get_no_interval() -> None:
+    assert board.interval({"mean": 0.9, "low": 0.9, "high": 0.9, "n": 5}) == "5 seeds, all alike"

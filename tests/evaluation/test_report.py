@@ -439,7 +439,7 @@ def test_the_summary_says_first_whether_anything_may_be_published() -> None:
     assert "paper's word" in wording.summary(False, "claimed", None, {}, [])[0]
     good = wording.summary(False, "proved", 2, scores, ["a look"])
     assert "may be published" in good[0]
-    assert "read 2 times" in good[1]
+    assert "read the private records 2 times" in good[1]
     assert "90.0 %" in good[2]
     assert "99.0 %" in good[2]
     assert "without protection" in good[3]

@@ -143,7 +143,7 @@ def test_a_look_at_private_records_stands_in_the_ledger(
 ) -> None:
     """And so in the total of all runs, and in what the audit answers."""
     scored = Path(shutil.copytree(unscored, tmp_path / "scored"))
-    assert looks(scored, capsys) == "none is recorded"
+    assert looks(scored, capsys) == "the ledger records none"
     assert main(["total", str(scored)]) == OK
     assert "NOT PRIVATE beside it" not in capsys.readouterr().out
     assert main(["evaluate", str(scored), *people]) == OK

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dpgm.evaluation import wording
+from dpgm.evaluation.folder import called
 from dpgm.evaluation.report import write_report
 from dpgm.evaluation.scores import panels
 
@@ -76,3 +77,9 @@ def test_each_kind_of_range_is_said_to_be_what_it_is(make_run: MakeRun) -> None:
         assert (HALVES in page, SEEDS in page) == (halves, seeds)
     path.write_text(json.dumps({"fidelity": {"PairSimilarity": many}}), "utf-8")
     assert SEEDS in write_report(folder).read_text("utf-8")
+
+
+def test_a_generator_with_a_labeller_bears_its_own_name() -> None:
+    assert called({"method": "labelled", "config": {"generator": {"name": "pge"}}}) == "pge with a labeller"
+    assert called({"method": "pge", "config": {}}) == "pge"
+    assert called({}) == "unknown method"

@@ -42,7 +42,9 @@ def test_five_seeds_have_an_interval(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["seconds"]["train"]["mean"] == 12
     out = tmp_path / "all.json"
     assert main(["seeds", *map(str, folders), "--out", str(out)]) == OK
-    assert "accuracy cnn: 0.82 (0.8004 to 0.8396)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "accuracy cnn: 0.82 (0.8004 to 0.8396)" in said
+    assert "fid[lenet-x] on 50 records each: 5 (" in said
     assert json.loads(out.read_text()) == found
 
 

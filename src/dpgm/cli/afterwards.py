@@ -149,7 +149,8 @@ def evaluate_command(words: list[str]) -> int:
         words = [words[0], artefact.read_run(Path(words[0]))["data"], *words[1:]]
     options = parse("evaluate", _Evaluate, words, about=about)
     screen = Screen(as_json=options.json)
-    model, data = artefact.load_model(options.folder), options.data.open()
+    model = artefact.load_model(options.folder)
+    data = options.data.open(model.schema)
     if not (isinstance(data, TableSet) and data.test_path and not is_public(data)):  # else no train records are read
         check_held_out(options.folder, data)
     check_judges(data, options.classifiers, options.reference, options.fid_features, seed=options.seed)
@@ -326,7 +327,9 @@ def _scores(
     if not model.generates:
         return {"accuracy": read, "sizes": {"test": len(test)}}
     if model.schema.n_classes == 1 and not isinstance(data, TableSet):
-        return {"sizes": {"test": len(test)}}  # nothing to tell apart
+        sizes = {"synthetic": len(drawn.images), "test": len(test)}  # no classes to tell apart, or to learn features of
+        view = None if features == "lenet" else open_view(features, test, schema=model.schema, data=data.name)
+        return {"sizes": sizes, **(view(drawn.images, seed=seed) if view else {})}
     real = public_door(data.train) if is_public(data) else None
     if isinstance(data, TableSet):
         from dpgm.evaluation.tables import evaluate_table
@@ -369,6 +372,11 @@ def score_lines(metrics: dict[str, Any]) -> list[str]:
         low, high = fid["low"], fid["high"]
         lines.append(f"FID[{fid['features']}]: {fid['value']:.2f} ({low:.2f} to {high:.2f}) on {fid['n']} records each")
     lines += [f"{k}: {v:.3f}" for k, v in metrics.get("fidelity", {}).items()]
+    if "sizes" in metrics and not lines:
+        lines.append(
+            "no scores: all records are one class, so there is nothing to classify; closeness of pictures needs "
+            "features that learnt elsewhere: --fid-features inception:FILE"
+        )
     if page := shown(metrics):
         what = "NOT PRIVATE: these scores, metrics.json and the report"
         lines.append(f"{what} are {page}; do not publish them as they are")

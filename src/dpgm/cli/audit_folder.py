@@ -19,7 +19,7 @@ from dpgm.data.errors import DataError
 from dpgm.evaluation.audit import Audit, audit_membership, audit_method
 from dpgm.evaluation.audit.consistency import Check, alike, check_folder
 from dpgm.evaluation.audit.methods import stages
-from dpgm.evaluation.folder import Json, read_folder, read_ledger
+from dpgm.evaluation.folder import Json, called, read_folder, read_ledger
 from dpgm.evaluation.scores import items
 from dpgm.evaluation.utility import public_door
 from dpgm.methods import bounds
@@ -168,8 +168,8 @@ def _mechanisms(options: _Folder, run: dict[str, Any]) -> tuple[list[Audit], lis
 
 
 def _membership(options: _Folder, run: dict[str, Any]) -> Audit:
-    folder, data = options.folder, options.data.open()
     schema: Any = schema_from_json(run["schema"])
+    folder, data = options.folder, options.data.open(schema)
     if private := bounds.private_columns(data.schema):  # the run has paid for their bounds
         columns = [schema.columns[j] if j in private else c for j, c in enumerate(data.schema.columns)]
         data = dataclasses.replace(data, schema=dataclasses.replace(data.schema, columns=tuple(columns)))
@@ -196,7 +196,7 @@ def _membership(options: _Folder, run: dict[str, Any]) -> Audit:
         "claim": claim,
         "odds": odds,
         "pairs": options.pairs,
-        "name": f"{run['method']} on {run['data']}, members among the samples' sources",
+        "name": f"{called(run)} on {run['data']}, members among the samples' sources",
     }
     held_out = data.test()
     if afterwards.is_public(data):

@@ -69,10 +69,14 @@ class Data:
     labels: Path | None = None
     max_gib: float = 16.0
 
-    def open(self) -> Any:
-        """The data set, by its public facts; no row is read."""
+    def open(self, of_run: AnySchema | None = None) -> Any:
+        """The data set, by its public facts; no row is read.
+
+        Args:
+            of_run: facts that a run has published already; they count where nothing is declared of own records.
+        """
         from dpgm.artefact import read_json
-        from dpgm.data import open_data
+        from dpgm.data import NAMED, open_data
         from dpgm.data.tables import is_table
 
         if self.schema is not None and not self.schema.is_file():
@@ -80,6 +84,9 @@ class Data:
         if self.data_dir is not None and not self.data_dir.is_dir():
             raise SchemaError(f"the data folder {self.data_dir} does not exist; correct --data-dir")
         schema: Any = None if self.schema is None else schema_from_json(read_json(self.schema))
+        declared = (self.image_size, self.channels, self.classes, self.resize, self.colour)
+        if schema is None and set(declared) == {None} and self.data.lower().replace("_", "-") not in NAMED:
+            schema = of_run
         if is_table(self.data):
             of_images = ("image_size", "channels", "classes", "resize", "colour", "unlabelled", "labels", "max_gib")
             self._refuse("images", *of_images)

@@ -55,6 +55,15 @@ class Folder:
         return [e for e in self.ledger or [] if e.get("kind") == kind]
 
 
+def called(run: Mapping[str, Any]) -> str:
+    """What a reader knows a run's method by: a generator with a labeller bears the generator's name."""
+    config = run.get("config")
+    generator = config.get("generator") if isinstance(config, Mapping) else None
+    if run.get("method") == "labelled" and isinstance(generator, Mapping) and generator.get("name"):
+        return f"{generator['name']} with a labeller"
+    return str(run.get("method", "unknown method"))
+
+
 def read_folder(path: Path) -> Folder:
     """Everything that a report can show.
 

@@ -13,7 +13,7 @@ import jinja2
 from dpgm.artefact import REPORT, write_whole
 from dpgm.evaluation import wording
 from dpgm.evaluation.curve import HEIGHT, WIDTH, curves
-from dpgm.evaluation.folder import Folder, Json, ReportError, evidence_of, read_folder
+from dpgm.evaluation.folder import Folder, Json, ReportError, called, evidence_of, read_folder
 from dpgm.evaluation.scores import BESIDE_PRIVATE, is_number, items, mapping, others, panels, percent, show
 from dpgm.evaluation.table_figures import figures
 from dpgm.privacy.guarantee import Evidence, Guarantee, Source, ceil_digits
@@ -64,7 +64,7 @@ def view(folder: Folder) -> Json:
     tables = panels(metrics, "" if promise["void"] else promise["epsilon"])
     attacks = _attacks(folder.audit)
     return {
-        "method": run.get("method", "unknown method"),
+        "method": called(run),
         "data": run.get("data", ""),
         "time": (folder.ledger or [{}])[0].get("time", "")[:10] if folder.ledger else "",
         **promise,

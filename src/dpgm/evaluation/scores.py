@@ -52,7 +52,8 @@ _PICTURES: Mapping[str, tuple[str, str]] = {
 }
 
 _HALVES = (
-    " Ranges are 95 % intervals from half-samples: how much a value hangs on which records were drawn, not on the seed."
+    " Ranges are 95 % intervals from half-samples: how much a value hangs on which records were drawn, not on the seed;"
+    " that of an FID is too wide where there are fewer than some 20 records for each feature."
 )
 
 
@@ -235,7 +236,9 @@ def others(metrics: Json) -> list[tuple[str, str]]:
     """What stands in no panel, as pairs (name, value)."""
     rows: list[tuple[str, str]] = []
     if (entropy := wording.mean_of(metrics.get("entropy"))) is not None:
-        rows.append(("Label entropy of the samples", f"{entropy:.3f} nats"))
+        n = mapping(metrics.get("sizes")).get("synthetic")
+        judge = "in the eyes of a CNN that has learnt from the test part"
+        rows.append((f"Label entropy of the samples{f' ({show(n)})' if n else ''}, {judge}", f"{entropy:.3f} nats"))
     if sizes := mapping(metrics.get("sizes")):
         rows.append(("Records used", show(sizes)))
     return rows

@@ -97,4 +97,11 @@ def _lines(value: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
         reach = f" ({value['low']:.4g} to {value['high']:.4g})" if "low" in value else ""
         return [f"{' '.join(names)}: {value['mean']:.4g}{reach}"]
     tables = {k: v for k, v in value.items() if isinstance(v, Mapping) and k not in ("seconds", *_FIXED)}
-    return [line for k, v in tables.items() for line in _lines(v, (*names, *(() if k == "value" else (k,))))]
+    return [line for k, v in tables.items() for line in _lines(v, (*names, *(() if k == "value" else (_seen(k, v),))))]
+
+
+def _seen(name: str, value: Mapping[str, Any]) -> str:
+    """A metric's name with the features it is seen through and the number of records."""
+    if "features" not in value:
+        return name
+    return f"{name}[{value['features']}]" + (f" on {value['n']} records each" if value.get("n") else "")

@@ -137,8 +137,10 @@ def summary(
             "one without them: docs/report.md."
         )
     if accesses is not None:
-        times = {0: "not read", 1: "read once"}.get(accesses, f"read {accesses:,} times")
-        lines.append(f"The private records were {times}, {'each time ' * (accesses > 1)}as the ledger below says.")
+        times = {0: "never", 1: "once"}.get(accesses, f"{accesses:,} times")
+        lines.append(
+            f"The method read the private records {times}, {'each time ' * (accesses > 1)}as the ledger below says."
+        )
     accuracy, rival = metrics.get("accuracy") or {}, f"one that saw {_size(metrics, 'real')}real records"
     mine, real = mean_of(_named(accuracy)), mean_of(accuracy.get("real_cnn"))
     if mine is not None:

@@ -15,7 +15,7 @@ from dpgm.methods.base import Batch, Method, Model, Note, OnNote, Plan, Release,
 from dpgm.methods.composed import part, prefixed, with_prefix
 from dpgm.methods.embedding import DPMERF
 from dpgm.methods.labeller import Labeller, TrainedLabeller
-from dpgm.methods.options import LabelMode
+from dpgm.methods.options import LabelMode, check_takes
 from dpgm.privacy import accountant
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation, Source
 from dpgm.privacy.mechanism import Cost, Json
@@ -75,6 +75,7 @@ class Labelled(Method):
 
     def plan(self, schema: Schema, *, relation: Relation, budget: Budget) -> Plan:
         """The labeller's plan at its share, and the generator's at the most that then fits the budget."""
+        check_takes(self.generator, schema)
         if not 0 < self.share < 1:
             raise PrivacyError(f"share is {self.share}; allowed is a part of the budget above 0 and below 1, e.g. 0.3")
         if not self.generator.generates:

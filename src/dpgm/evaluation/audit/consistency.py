@@ -159,9 +159,14 @@ def _plan(facts: dict[str, Any]) -> str:
 
 
 def _looks(facts: dict[str, Any]) -> str:
-    """Looks at the rows beside the guarantee."""
+    """Looks at the rows beside the guarantee; those at public records stand in the metrics alone."""
+    path = facts["folder"] / artefact.METRICS
+    scored = artefact.read_json(path).get("exposures", []) if path.exists() else []
     found = [f"{e['reason']} (seen by {e['audience']})" for e in facts["entries"] if e["kind"] == "expose"]
-    return f"not private beside the promise: {'; '.join(found)}" if found else "none is recorded"
+    others = [said for e in scored if (said := f"{e['reason']} (seen by {e['audience']})") not in found]
+    words = [f"not private beside the promise: {'; '.join(found)}" if found else "the ledger records none"]
+    words += [f"metrics.json names, of public records: {'; '.join(others)}"] if others else []
+    return "; ".join(words)
 
 
 _QUESTIONS: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, TypeAlias
 
@@ -56,12 +58,35 @@ def sizes(results: Mapping[str, Any]) -> str:
     return ", ".join([f"{results['samples']:,} synthetic records a run", *rest])
 
 
-def closeness(lines: Sequence[Json]) -> tuple[str, str]:
-    """Which number says how close samples are, and its head: FID for pictures, PairSimilarity for tables; or none."""
+@dataclass(frozen=True)
+class Closeness:
+    """How close samples are: which number says so, its head, and on how many records most rows have it."""
+
+    key: str
+    head: str
+    n: int | None = None
+
+    def of(self, line: Json) -> str:
+        """The mean, with the number of records where it is another than most rows': an FID falls with it."""
+        n = line.get("fid_n") if self.n else None
+        return number(line.get(self.key)) + (f" (n = {n:,})" if n not in (None, self.n) else "")
+
+
+def closeness(lines: Sequence[Json]) -> Closeness:
+    """FID for pictures, PairSimilarity for tables; or none."""
     if features := next((line["features"] for line in lines if line.get("features")), ""):
-        return "fid", f"FID[{features}]"
+        sizes = Counter(line["fid_n"] for line in lines if line.get("fid_n"))
+        n = max(sizes, key=sizes.__getitem__) if sizes else None
+        return Closeness("fid", f"FID[{features}]" + (f", n = {n:,}" if n else ""), n)
     name = "PairSimilarity"
-    return (f"fidelity_{name}", name) if any(f"fidelity_{name}" in line for line in lines) else ("", "")
+    there = any(f"fidelity_{name}" in line for line in lines)
+    return Closeness(f"fidelity_{name}", name) if there else Closeness("", "")
+
+
+def terms(line: Mapping[str, Any]) -> str:
+    """Of which neighbours and delta an epsilon speaks; only rows of equal ones are compared."""
+    delta = "" if line.get("delta") is None else f", delta {line['delta']:g}".replace("e-0", "e-")
+    return f"{line['relation']}{delta}"
 
 
 def _set(data: str, every: Sequence[Json], papers: Sequence[Json], paint: Mapping[str, str]) -> Json:
@@ -82,13 +107,16 @@ def _set(data: str, every: Sequence[Json], papers: Sequence[Json], paint: Mappin
     rivals = [line["row"] for line in private if line["method"] in _CLASSIFIERS]
     at = {e: [line for line in private if line["epsilon"] == e] for e in epsilons}
     level = real[0]["score"]["mean"] if real else None
-    measure, head = closeness(own)
-    tables = [{"epsilon": f"{e:g}", "rows": _rows(lines, real, paint, measure)} for e, lines in at.items()]
-    empty = {"rows": _rows([], real, paint, measure), "epsilon": None}
+    close = closeness(own)
+    tables = [
+        {"epsilon": f"{e:g}", "rows": _rows(lines, real, paint, close), "alone": alone(lines)}
+        for e, lines in at.items()
+    ]
+    empty = {"rows": _rows([], real, paint, close), "epsilon": None, "alone": ""}
     return {
         "data": data,
         "judge": _judges(private, real),
-        "close": head,
+        "close": close.head,
         "level": level is not None,
         "tables": tables or [empty],
         "by_epsilon": chart(
@@ -110,12 +138,11 @@ def _judges(private: Sequence[Json], real: Sequence[Json]) -> str:
     return " or ".join(dict.fromkeys(str(line["judge"]).replace("_", " ") for line in lines))
 
 
-def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str], measure: str) -> list[Json]:
+def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str], close: Closeness) -> list[Json]:
     """Rows of a table, best first; real records, which are no competitor, stand on top."""
-    makers = sorted((x for x in private if x["method"] not in _CLASSIFIERS), key=_mean, reverse=True)
-    best = _mean(makers[0]) if makers else None
-    rival = max((x for x in private if x["method"] in _CLASSIFIERS), key=_mean, default=None)
-    ordered = [*real, *sorted(private, key=_mean, reverse=True)]
+    alike: dict[str, list[Json]] = {}
+    for x in sorted(private, key=_mean, reverse=True):
+        alike.setdefault(terms(x), []).append(x)
     return [
         {
             "row": x["row"],
@@ -123,10 +150,9 @@ def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str
             "kind": "real" if x["method"] == REAL else "classifier" if x["method"] in _CLASSIFIERS else "generator",
             "score": percent(x["score"]),
             "note": interval(x["score"], scale=100, unit="%"),
-            "best": x in makers and _mean(x) == best,
-            "remarks": _remarks(x, makers, rival),
-            "close": number(x.get(measure)),
-            "close_note": interval(x.get(measure)),
+            **_standing(x, alike),
+            "close": close.of(x),
+            "close_note": interval(x.get(close.key)),
             "seconds": "" if x["method"] == REAL else duration(x["seconds"]["mean"]),
             "cpu": "" if x["method"] == REAL else f"{duration(x['cpu_seconds']['mean'])} of CPU",
             "memory": f"{x['peak_memory_mb']['mean']:.0f} MB",
@@ -137,8 +163,36 @@ def _rows(private: Sequence[Json], real: Sequence[Json], paint: Mapping[str, str
             "of": x["of"],
             "failed": x["failed"],
         }
-        for x in ordered
+        for x in [*real, *sorted(private, key=_mean, reverse=True)]
     ]
+
+
+def _standing(line: Json, alike: Mapping[str, Sequence[Json]]) -> Json:
+    """Whether a generator is the best of its like, and what its score means beside theirs; nothing of other rows."""
+    fellows = alike.get(terms(line), ())
+    makers = [x for x in fellows if x["method"] not in _CLASSIFIERS]
+    if line not in makers:
+        return {"best": False, "remarks": []}
+    rival = next((x for x in fellows if x["method"] in _CLASSIFIERS), None)
+    said = [_first(makers)] if line is makers[0] else []
+    said += [_beside(line, rival)] if rival is not None else []
+    among = f"among rows of {terms(line)}: " if len(alike) > 1 else ""
+    return {"best": _mean(line) == _mean(makers[0]), "remarks": [among + s for s in said if s]}
+
+
+def alone(lines: Sequence[Json]) -> str:
+    """Which generators have no private classifier of their epsilon, relation and delta beside them; "" for none."""
+    private = [x for x in lines if x["n"] and x["method"] != REAL]
+    rivals = {(x["epsilon"], terms(x)) for x in private if x["method"] in _CLASSIFIERS}
+    makers = [x for x in private if x["method"] not in _CLASSIFIERS]
+    bare = dict.fromkeys(x["row"] for x in makers if (x["epsilon"], terms(x)) not in rivals)
+    if not bare:
+        return ""
+    return (
+        f"No private classifier of the same epsilon, relation and delta was run beside {', '.join(bare)}: whether it "
+        'would serve classification better is not known. A row with method = "labeller" or "dp-cnn" (on tables '
+        '"dp-logreg") tells.'
+    )
 
 
 def _mean(line: Json) -> float:
@@ -153,15 +207,6 @@ def _apart(one: Json, other: Json) -> bool | None:
     """Whether two scores' intervals are disjoint; None where one has no interval."""
     a, b = one["score"], other["score"]
     return a["low"] > b["high"] or b["low"] > a["high"] if "low" in a and "low" in b else None
-
-
-def _remarks(line: Json, makers: Sequence[Json], rival: Json | None) -> list[str]:
-    """What a generator's score means beside others'; nothing of a row that is none."""
-    if line not in makers:
-        return []
-    said = [_first(makers)] if line is makers[0] else []
-    said += [_beside(line, rival)] if rival is not None else []
-    return [s for s in said if s]
 
 
 def _first(makers: Sequence[Json]) -> str:
@@ -216,6 +261,8 @@ def interval(value: Mapping[str, Any] | None, *, scale: float = 1, unit: str = "
     """What stands below a mean: its interval, or how many seeds there are."""
     if value is None:
         return ""
+    if "low" in value and value["low"] == value["high"]:  # an interval without width would claim to know it all
+        return f"{value['n']} seeds, all alike"
     if "low" in value:
         return f"{scale * value['low']:.4g} to {scale * value['high']:.4g}{unit and ' ' + unit}, {value['n']} seeds"
     return f"{value['n']} seeds" if value["n"] != 1 else "1 seed"

@@ -23,6 +23,8 @@ from dpgm.evaluation.utility import summarise
 Json: TypeAlias = dict[str, Any]
 
 DONE, FAILED, PENDING = "done", "failed", "pending"
+EVIDENCE = ("refuted", "unsupported", "claimed", "proved", "not private")
+"""How well a guarantee is founded, the weakest first."""
 QUALITY = ("fid", "kid", "inception_score", "precision", "recall", "density", "coverage")
 """Metrics of the form {value, low, high, features, n, reference}."""
 
@@ -85,7 +87,8 @@ def _scores(metrics: Mapping[str, Any]) -> Json:
         if name in metrics:
             found |= {name: float(metrics[name]["value"])}
             found |= {f"{name}_{end}": float(metrics[name][end]) for end in ("low", "high")}
-            found |= {"features": metrics[name]["features"], f"{name}_n": metrics[name]["n"]}
+            seen_by = {k: metrics[name][k] for k in ("features", "reference") if k in metrics[name]}
+            found |= {**seen_by, f"{name}_n": metrics[name]["n"]}
     name = _judge(metrics)
     return {**found, "score": found[name], "judge": name}
 
@@ -118,9 +121,8 @@ def _line(group: list[Json]) -> Json:
     line |= {"n": len(done), "failed": sum(r["status"] == FAILED for r in group), "of": len(group)}
     if not done:
         return line
-    line |= {k: done[0].get(k) for k in ("delta", "relation", "judge", "features")}
-    words = ("refuted", "unsupported", "claimed", "proved", "not private")
-    line["evidence"] = min((r["evidence"] for r in done), key=words.index)
+    line |= {k: done[0].get(k) for k in ("delta", "relation", "judge", "features", "fid_n")}
+    line["evidence"] = min((r["evidence"] for r in done), key=EVIDENCE.index)
     numbers = [k for k, v in done[0].items() if isinstance(v, float) and k not in ("epsilon", "delta")]
     line |= {k: summarise([r[k] for r in done]) for k in numbers if all(isinstance(r.get(k), float) for r in done)}
     return line

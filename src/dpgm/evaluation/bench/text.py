@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpgm.evaluation.bench.board import closeness, duration, interval, number, percent, sizes
-from dpgm.evaluation.bench.collect import FAILED
+from dpgm.evaluation.bench.board import alone, closeness, duration, interval, percent, sizes, terms
+from dpgm.evaluation.bench.collect import EVIDENCE, FAILED
 
 NAME = "results.md"
 
@@ -45,9 +45,9 @@ def _table(data: str, lines: list[dict[str, Any]]) -> list[str]:
             rows.setdefault(line["row"], {})[line["epsilon"]] = line
     there = sorted({x["epsilon"] for x in lines if x["n"] and x["epsilon"] is not None})
     shown = 1.0 if 1.0 in there else there[0] if there else None
-    measure, close = closeness(lines)
-    seen = [close] if close else []
-    head = ["row", *(f"epsilon {e:g}" for e in epsilons), *seen, "time", "CPU", "memory", "evidence"]
+    close = closeness(lines)
+    seen = [close.head] if close.head else []
+    head = ["row", *(f"epsilon {e:g}" for e in epsilons), *seen, "time", "CPU", "memory", "evidence", "guarantee"]
     out = [f"## {data}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, at in rows.items():
         scores = [_score(at.get(e) or at.get(None)) for e in epsilons]
@@ -55,10 +55,23 @@ def _table(data: str, lines: list[dict[str, Any]]) -> list[str]:
         timed = first if first.get("epsilon") else {}
         costs = [duration(timed[k]["mean"]) if k in timed else "" for k in ("seconds", "cpu_seconds")]
         memory = f"{first['peak_memory_mb']['mean']:.0f} MB" if first else ""
-        evidence = next(iter(at.values()))["evidence"]
-        cells = [name, *scores, *(number(first.get(measure)) for _ in seen), *costs, memory, evidence]
+        cells = [name, *scores, *(close.of(first) for _ in seen), *costs, memory, _evidence(at), _terms(at)]
         out.append(f"| {' | '.join(cells)} |")
-    return [*out, "", *([] if shown is None else [f"Whatever is no score is at epsilon {shown:g}.", ""])]
+    notes = [] if shown is None else [f"Whatever is no score is at epsilon {shown:g}."]
+    notes += [lone] if (lone := alone(lines)) else []
+    return [*out, "", *(line for note in notes for line in (note, ""))]
+
+
+def _evidence(at: Mapping[Any, Mapping[str, Any]]) -> str:
+    """The weakest of a row's epsilons, and where it holds, if not at all."""
+    weakest = min((x["evidence"] for x in at.values()), key=EVIDENCE.index)
+    where = [f"{e:g}" for e, x in sorted(at.items()) if x["evidence"] == weakest] if len(at) > 1 else []
+    return weakest if len(where) == len(at) or not where else f"{weakest} (at {', '.join(where)})"
+
+
+def _terms(at: Mapping[Any, Mapping[str, Any]]) -> str:
+    """Neighbours and delta of a row; nothing of real records, which are not private."""
+    return "; ".join(dict.fromkeys(terms(x) for e, x in at.items() if e is not None))
 
 
 def _count(n: int, thing: str) -> str:
