@@ -442,6 +442,17 @@ def test_a_row_is_called_by_its_weakest_evidence(results: dict[str, Any]) -> Non
     assert "No private classifier of the same epsilon, relation and delta was run beside merf" in page
 
 
+def test_rows_with_their_own_number_of_samples_have_as_many_real_records_beside_them(results: dict[str, Any]) -> None:
+    for record in results["cells"]:
+        if record["row"] == "merf" and record["epsilon"] == 1:
+            record["accuracy_real_cnn"] = 0.995
+    found = {**results, "summary": collect.summary(results["cells"]), "other_samples": {"merf": 60_000}}
+    said = "Beside rows with their own number of samples, the CNN on as many real records, or all: merf 99.50 %."
+    assert said in text.markdown(found)
+    assert said in board.render(found)
+    assert "Beside rows" not in board.render(results)
+
+
 def test_nothing_finished_is_a_page_too(results: dict[str, Any]) -> None:
     for record in results["cells"]:
         record["status"] = collect.PENDING

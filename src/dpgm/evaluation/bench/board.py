@@ -43,7 +43,10 @@ def view(results: Mapping[str, Any]) -> Json:
         "sizes": sizes(results),
         "taken_over": results.get("taken_over", 0),
         "wall": duration(results["wall_seconds"]),
-        "sets": [_set(data, lines, results["papers"], paint) for data in dict.fromkeys(x["data"] for x in lines)],
+        "sets": [
+            {**_set(data, lines, results["papers"], paint), "larger": of_other_sizes(data, results)}
+            for data in dict.fromkeys(x["data"] for x in lines)
+        ],
         "failed": [c for c in cells if c["status"] == FAILED],
         "pending": sum(c["status"] == PENDING for c in cells),
         "done": sum(c["status"] == "done" for c in cells),
@@ -56,6 +59,18 @@ def sizes(results: Mapping[str, Any]) -> str:
     own = results.get("other_samples", {})
     rest = [f"{n:,} in the row {name}" for name, n in own.items()]
     return ", ".join([f"{results['samples']:,} synthetic records a run", *rest])
+
+
+def of_other_sizes(data: str, results: Mapping[str, Any]) -> str:
+    """What as many real records give as a row with its own number of samples has; "" where none has."""
+    found: dict[str, str] = {}
+    for line in results["summary"]:
+        if line["data"] == data and line["row"] in results.get("other_samples", {}) and "accuracy_real_cnn" in line:
+            found[line["row"]] = percent(line["accuracy_real_cnn"])
+    each = "; ".join(f"{row} {score} %" for row, score in found.items())
+    return f"Beside rows with their own number of samples, the CNN on as many real records, or all: {each}." * bool(
+        each
+    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpgm.evaluation.bench.board import alone, closeness, duration, interval, percent, sizes, terms
+from dpgm.evaluation.bench.board import alone, closeness, duration, interval, of_other_sizes, percent, sizes, terms
 from dpgm.evaluation.bench.collect import EVIDENCE, FAILED
 
 NAME = "results.md"
@@ -31,6 +31,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     ]
     for data in dict.fromkeys(line["data"] for line in results["summary"]):
         out += _table(data, [line for line in results["summary"] if line["data"] == data])
+        out += [larger, ""] if (larger := of_other_sizes(data, results)) else []
     failed = [f"- {c['cell']}: exit code {c['code']}: {c['error']}" for c in cells if c["status"] == FAILED]
     return "\n".join([*out, *(["## Failed", "", *failed, ""] if failed else [])])
 
