@@ -60,8 +60,8 @@ def make_people(folder: Path) -> None:
     values: dict[str, Any] = {}
     for column in schema.columns:
         low, high = column.bounds
-        if column.kind == "date":
-            values[column.name] = np.datetime64("1970-01-01") + rng.integers(int(low), int(high), 400)
+        if column.unit:
+            values[column.name] = np.datetime64("1970-01-01", column.unit) + rng.integers(int(low), int(high), 400)
         elif column.kind in ("category", "boolean"):
             values[column.name] = rng.choice(np.array(column.values or ("false", "true")), 400)
         else:

@@ -64,13 +64,18 @@ def test_codes_stay_texts(tmp_path: Path) -> None:
     "values",
     [
         [dt.date(2020, 2, 3) + dt.timedelta(i) for i in range(N)],
-        pd.date_range("2020-02-03 10:30", periods=N, freq="h"),
         pd.date_range("2020-02-03", periods=N, tz="UTC"),
     ],
 )
 def test_days_become_dates_between_whole_years(tmp_path: Path, suffix: str, values: object) -> None:
     column = draft(tmp_path, values, suffix=suffix)
     assert (column.kind, column.low, column.high) == ("date", "2020-01-01", "2020-12-31")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_days_with_a_time_become_datetimes(tmp_path: Path, suffix: str) -> None:
+    column = draft(tmp_path, pd.date_range("2020-02-03 10:30", periods=N, freq="h"), suffix=suffix)
+    assert (column.kind, column.low, column.high) == ("datetime", "2020-01-01", "2020-12-31 23:59:59")
 
 
 @pytest.mark.parametrize(

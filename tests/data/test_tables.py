@@ -51,6 +51,26 @@ def test_a_file_becomes_allowed_numbers(csv: Path) -> None:
     assert np.array_equal(rows["table"], np.array(expected), equal_nan=True)
 
 
+MOMENTS = ["2020-02-03 00:00:00", "2020-02-03T09:05", "2020-02-03 23:59:59.9+02:00", "2020/02/03 1041", "2020-02-03"]
+
+
+def test_moments_keep_their_seconds_by_their_own_clock(tmp_path: Path) -> None:
+    schema = TableSchema(columns=(Column(name="x", kind="datetime", low="1990-01-01", high="2030-12-31 23:59:59"),))
+    table = to_numbers(pd.DataFrame({"x": MOMENTS}), schema)
+    seconds = [0, 9 * 3600 + 300, 86399, 10 * 3600 + 41 * 60, 0]
+    assert (table[:, 0] - table[0, 0]).tolist() == seconds
+    stamps = pd.to_datetime(pd.Series(MOMENTS[:2] + MOMENTS[4:]), format="ISO8601").dt.tz_localize("Asia/Tokyo")
+    assert np.array_equal(to_numbers(pd.DataFrame({"x": stamps}), schema), table[[0, 1, 4]])
+    write_csv(table, schema, tmp_path / "x.csv")
+    lines = (tmp_path / "x.csv").read_text().splitlines()
+    assert lines[1:3] == ["2020-02-03 00:00:00", "2020-02-03 09:05:00"]
+    assert np.array_equal(TableSet(path=tmp_path / "x.csv", schema=schema).train()["table"], table)
+    assert str(to_frame(table, schema)["x"].dtype) == "datetime64[s]"
+    for text in ("noon", "2020-02-03 24:00", "2020-13-01 10:00"):
+        with pytest.raises(DataError, match="are no datetime"):
+            to_numbers(pd.DataFrame({"x": [text]}), schema)
+
+
 def test_frames_have_their_types_back(csv: Path) -> None:
     table = TableSet(path=csv, schema=SCHEMA).train()["table"]
     frame = to_frame(table, SCHEMA)
@@ -140,6 +160,8 @@ def test_dtypes_that_lose_values_are_refused_before_a_row_is_read(column: Column
         Column(name="x", kind="number", low=-1e-9, high=1e9, dtype="float32"),
         Column(name="x", kind="date", low="1990-01-01", high="2020-01-01", missing=True, dtype="str"),
         Column(name="x", kind="date", low="1990-01-01", high="2020-01-01", dtype="object"),
+        Column(name="x", kind="datetime", low="1990-01-01", high="2020-01-01 13:45:07", missing=True),
+        Column(name="x", kind="datetime", low="1950-01-01 00:00:01", high="2020-01-01", dtype="str"),
     ],
 )
 def test_dtypes_that_hold_all_are_taken_and_written(column: Column, tmp_path: Path) -> None:
@@ -246,6 +268,11 @@ def test_a_damaged_line_is_not_quoted(csv: Path, line: bytes) -> None:
             ["2020-01-01", "-1"],
             "2020-01-02T23:00:00-05:00",
         ),
+        (
+            {"kind": "datetime", "low": "2000-01-01", "high": "2030-12-31"},
+            ["2020-01-01 09:05", "-1"],
+            "2020-01-02T23:00:00.25-05:00",
+        ),
     ],
 )
 def test_a_value_means_the_same_whoever_joins(fields: dict, values: list, joins: object) -> None:
@@ -288,6 +315,8 @@ def test_schema_survives_json_and_refuses_what_it_does_not_know() -> None:
         ({"kind": "number", "low": 0, "high": float("inf")}, "low < high"),
         ({"kind": "number", "low": "0", "high": 1}, "give a number"),
         ({"kind": "date", "low": "1.1.2000", "high": "2001-01-01"}, "2020-01-31"),
+        ({"kind": "datetime", "low": "2000-01-01", "high": "2001-01-01 25:00"}, "2020-01-31 13:45:00"),
+        ({"kind": "datetime", "low": "2000-01-01", "high": "2001-01-01 12:00+01:00"}, "without a zone"),
         ({"kind": "boolean", "low": 0}, "no bounds"),
         ({"kind": "integer", "low": 0, "high": 1, "decimals": 2}, "decimals"),
     ],

@@ -59,6 +59,14 @@ def test_bounds_hold_nearly_all_records_and_are_round() -> None:
     assert str(born.high)[4:] == "-12-31"
 
 
+def test_bounds_of_moments_are_those_of_years() -> None:
+    schema: Any = TableSchema(columns=(Column(name="seen", kind="datetime", private_bounds=True),))
+    asked = bounds.question(schema, relation=Relation.ADD_REMOVE, mu=1.0)
+    rows = np.random.default_rng(0).integers(1_580_515_200, 1_609_459_199, (2000, 1)).astype(float)  # in 2020
+    [seen] = bounds.answered(schema, asked, asked(Rows(table=rows), NoiseSource()))[0].columns
+    assert (seen.low, seen.high) == ("2020-01-01 00:00:00", "2020-12-31 23:59:59")
+
+
 @pytest.mark.parametrize("n", [0, 3])
 def test_too_few_records_tell_nothing(n: int) -> None:
     wage, age, born, _ = found(made_up(n)).columns

@@ -223,6 +223,17 @@ def test_generators_of_noisy_records_learn_the_label() -> None:
         assert utility(model.sample(3000, seed=0).table, test, SCHEMA)["logreg"]["auc"] > least
 
 
+def test_categories_of_one_value_tell_nothing_and_break_nothing() -> None:
+    from dpgm.methods.table_moments import moments
+
+    columns = [Column(name=name, kind="category", values=("1",)) for name in ("all", "same")]
+    vectors = TableVectors(schema=replace(SCHEMA, columns=(*SCHEMA.columns, *columns)))
+    table = np.concatenate([made_up(200), np.zeros((200, 2))], 1)
+    shares, targets = moments(vectors(Rows(table=table)), vectors)
+    for found in (shares, targets.first, targets.first_precision, targets.pooled, targets.pooled_precision):
+        assert bool(found.isfinite().all())
+
+
 def test_moments_are_refused_where_there_are_none() -> None:
     with pytest.raises(PrivacyError, match="full-rank"):
         Slicing(mode="paper", loss="moments")

@@ -11,7 +11,7 @@ import numpy as np
 
 from dpgm.data.errors import DataError
 from dpgm.data.table_files import chunks, header, pandas_
-from dpgm.data.tables import days
+from dpgm.data.tables import moments
 from dpgm.schema import Column, TableSchema
 
 _DAY = r"^\d{4}-\d\d-\d\d(?:[ T].*)?$"
@@ -23,9 +23,9 @@ def draft_schema(
 ) -> TableSchema:
     """A schema for a person to correct, from a file that is *public*: every value and bound in it is published.
 
-    Whole numbers of more than 10 values become integers and other numbers numbers, with bounds rounded outwards; days,
-    with or without a time, become dates, with bounds of whole years; texts of at most `most` values, and whole numbers
-    of at most 10, become categories, as do codes such as 02139. The size is left out.
+    Whole numbers of more than 10 values become integers and other numbers numbers, with bounds rounded outwards; days
+    become dates, and datetimes where one has a time of day, with bounds of whole years; texts of at most `most` values,
+    and whole numbers of at most 10, become categories, as do codes such as 02139. The size is left out.
 
     Args:
         path: a public file.
@@ -74,9 +74,10 @@ def _draft(series: Any, is_label: bool, marks: tuple[str, ...], most: int) -> Co
     numbers = pd.to_numeric(known, errors="coerce")
     if not numbers.isna().any() and not known.str.match(r"[+-]?0\d").any():  # 02139 is a code
         return _of_numbers(name, known, numbers, lacks, is_label)
-    if known.str.match(_DAY).all() and not np.isnan(days(known)).any():
-        low, high = f"{distinct[0][:4]}-01-01", f"{distinct[-1][:4]}-12-31"
-        return Column(name=name, kind="date", low=low, high=high, missing=lacks)
+    if known.str.match(_DAY).all() and not np.isnan(seconds := moments(known, "s")).any():
+        low, high, timed = f"{distinct[0][:4]}-01-01", f"{distinct[-1][:4]}-12-31", bool((seconds % 86400).any())
+        high += " 23:59:59" * timed
+        return Column(name=name, kind="datetime" if timed else "date", low=low, high=high, missing=lacks)
     if len(distinct) > most:
         raise DataError(
             f"column '{name}' has {len(distinct)} different texts; free text and keys have no place in a schema: leave "

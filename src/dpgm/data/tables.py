@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,8 @@ __all__ = ["TableSet", "check_dtypes", "is_table", "to_frame", "to_numbers", "wr
 
 _WHOLE = re.compile(r"^([+-]?\d+)\.0$")
 _MOMENT = re.compile(
-    r"^(\d{4}([-/. \\]?)\d\d?\2\d\d?)"
-    r"[T ](?:[01]?\d|2[0-3])(?::?[0-5]\d){0,2}(?:\.\d+)?"
+    r"^(?P<day>\d{4}(?P<mark>[-/. \\]?)\d\d?(?P=mark)\d\d?)"
+    r"[T ](?P<hour>[01]?\d|2[0-3])(?::?(?P<minute>[0-5]\d)(?::?(?P<second>[0-5]\d))?)?(?:\.\d+)?"
     r"(?: ?(?:Z|[+-]\d\d?(?::?\d\d){0,2}))?$"
 )
 """A day, a time of day and, perhaps, its zone."""
@@ -266,8 +266,8 @@ def _parse(texts: Any, series: Any, column: Column) -> NDArray[np.float64]:
         lower = texts.str.lower()
         known = {**dict.fromkeys(_TRUE, 1.0), **dict.fromkeys(_FALSE, 0.0)}
         x = lower.map(known).to_numpy(dtype=np.float64)
-    elif column.kind == "date":
-        x = days(series if pd.api.types.is_datetime64_any_dtype(series.dtype) else texts)
+    elif column.unit:
+        x = moments(series if pd.api.types.is_datetime64_any_dtype(series.dtype) else texts, column.unit)
     else:
         x = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64)
     if np.isnan(x).any():
@@ -278,15 +278,22 @@ def _parse(texts: Any, series: Any, column: Column) -> NDArray[np.float64]:
     return x
 
 
-def days(series: Any) -> NDArray[np.float64]:
-    """Days since 1970 that texts or moments name, each by its own clock; NaN for texts that name none."""
+def moments(series: Any, unit: Literal["D", "s"]) -> NDArray[np.float64]:
+    """Days ("D") or seconds ("s") since 1970 that texts or stamps name, each by its own clock; NaN for no moment."""
     pd = pandas_()
-    if not pd.api.types.is_datetime64_any_dtype(series.dtype):
-        series = series.str.replace(_MOMENT, r"\1", regex=True)
-        series = series.where(series.str.match(r"^[\d\-/. \\]+$"))  # "today" is no fixed day
-        series = pd.to_datetime(series, errors="coerce", format="ISO8601")
-    stamps = series.dt.tz_localize(None)
-    return np.where(stamps.isna(), np.nan, stamps.to_numpy().astype("datetime64[D]").astype(np.float64))
+    if pd.api.types.is_datetime64_any_dtype(series.dtype):
+        return _since_1970(series, unit)
+    parts = series.str.extract(_MOMENT)
+    day = parts["day"].fillna(series)
+    day = day.where(day.str.match(r"^[\d\-/. \\]+$"))  # "today" is no fixed day
+    days = _since_1970(pd.to_datetime(day, errors="coerce", format="ISO8601"), "D")
+    clock = parts[["hour", "minute", "second"]].astype("float64").fillna(0).to_numpy()
+    return days if unit == "D" else days * 86400 + clock @ (3600.0, 60.0, 1.0)
+
+
+def _since_1970(stamps: Any, unit: str) -> NDArray[np.float64]:
+    stamps = stamps.dt.tz_localize(None)
+    return np.where(stamps.isna(), np.nan, stamps.to_numpy().astype(f"datetime64[{unit}]").astype(np.float64))
 
 
 def _settled(x: NDArray[np.float64], missing: NDArray[np.bool_], column: Column) -> NDArray[np.float64]:
@@ -326,10 +333,10 @@ def check_dtypes(schema: TableSchema) -> None:
 
 
 def _holds(series: Any, x: NDArray[np.float64], column: Column) -> bool:
-    """Whether values without gaps are still what they were; dates and booleans may take any form."""
+    """Whether values without gaps are still what they were; moments and booleans may take any form."""
     if column.kind == "category":
         return tuple(_plain(str(v).strip()) for v in series) == tuple(_plain(v.strip()) for v in column.values)
-    if column.kind in ("date", "boolean"):
+    if column.unit or column.kind == "boolean":
         return True
     return np.allclose(series.to_numpy(np.float64), x, rtol=0 if column.whole else 1e-3, atol=0)
 
@@ -347,10 +354,10 @@ def _series(x: NDArray[np.float64], column: Column) -> Any:
         if "int" in column.dtype.lower():
             values = pd.to_numeric(values)
         return values.astype(column.dtype)
-    if column.kind == "date":
-        days = pd.Series(filled.astype("datetime64[D]").astype("datetime64[s]"))
-        days[missing] = pd.NaT
-        return days.astype(column.dtype) if column.dtype else days
+    if column.unit:
+        stamps = pd.Series(filled.astype(f"datetime64[{column.unit}]").astype("datetime64[s]"))
+        stamps[missing] = pd.NaT
+        return stamps.astype(column.dtype) if column.dtype else stamps
     if column.kind == "number":
         return pd.Series(x.copy(), dtype=column.dtype or "float64")
     whole, nullable = ("boolean", "bool") if column.kind == "boolean" else ("Int64", "int64")
@@ -371,11 +378,11 @@ def write_table(table: Table, schema: TableSchema, path: Path) -> None:
 
 def write_csv(table: Table, schema: TableSchema, path: Path) -> None:
     """Write texts, with tabs for .tsv; missing values as the first missing mark that is no value of the column."""
-    plain = [dataclasses.replace(c, dtype="") if c.kind in ("category", "date") else c for c in schema.columns]
+    plain = [dataclasses.replace(c, dtype="") if c.kind == "category" or c.unit else c for c in schema.columns]
     frame = to_frame(table, dataclasses.replace(schema, columns=tuple(plain)))
     for c in schema.columns:
-        if c.kind == "date":
-            frame[c.name] = frame[c.name].dt.strftime("%Y-%m-%d")
+        if c.unit:
+            frame[c.name] = frame[c.name].dt.strftime("%Y-%m-%d" if c.unit == "D" else "%Y-%m-%d %H:%M:%S")
         elif c.kind == "category" and c.missing:
             frame[c.name] = frame[c.name].fillna(_mark(c, schema.missing_marks))
     mark = schema.missing_marks[0].strip() if schema.missing_marks else ""

@@ -108,8 +108,8 @@ def _range(low: float, high: float, column: Column, step: float) -> str:
 
 
 def _number(value: float, column: Column) -> str:
-    if column.kind == "date":
-        return str(np.datetime64(int(value), "D"))
+    if column.unit:
+        return column.moment(value)
     low, high = column.bounds
     value = round(value, max(0, 3 - math.floor(math.log10(high - low))))  # what its range lets one read
     return f"{value:,.0f}" if column.whole or abs(value) >= 1000 else f"{value:.3g}"

@@ -1,8 +1,8 @@
 """Bounds of columns that nobody can declare: a charged step before the method's own plan.
 
-A column with `private_bounds` is first counted on a public grid of powers of two (of years, for dates) under Gaussian
-noise. Its bounds are the outer ends of the cells that stand out of the noise, alone or together with their neighbours;
-what lies beyond is moved to them.
+A column with `private_bounds` is first counted on a public grid of powers of two (of years, for dates and datetimes)
+under Gaussian noise. Its bounds are the outer ends of the cells that stand out of the noise, alone or together with
+their neighbours; what lies beyond is moved to them.
 
 Proof page: docs/proofs/bounds.md.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from datetime import date
 from typing import Any
 
 import numpy as np
@@ -44,9 +43,9 @@ def private_columns(schema: Any) -> tuple[int, ...]:
 def grid(column: Column) -> Cells:
     """The public grid of a column, within its outer limits: 0 and powers of two, or years."""
     low, high = column.bounds
-    if column.kind == "date":
-        years = range(date(1970, 1, 1).year - 370, 1970 + 431)
-        edges = np.array([date(y, 1, 1).toordinal() for y in years], float) - date(1970, 1, 1).toordinal() - 0.5
+    if column.unit:
+        years = np.array([f"{y}-01-01" for y in range(1970 - 370, 1970 + 431)], f"datetime64[{column.unit}]")
+        edges = years.astype(float) - 0.5
     elif column.whole:
         powers = 2.0 ** np.arange(0, _LARGEST + 1) - 0.5
         edges = np.concatenate([-powers[::-1], powers])
@@ -121,7 +120,7 @@ def _widened(schema: TableSchema, columns: Sequence[Column], wider: Sequence[Col
     out, ordered = list(columns), {schema.names.index(name) for pair in schema.ordered for name in pair}
     for j in ordered.intersection(private_columns(schema)) if wider else ():
         column, limits = columns[j], schema.columns[j].bounds
-        of_kind = [wider[i].bounds for i in ordered if (columns[i].kind == "date") == (column.kind == "date")]
+        of_kind = [wider[i].bounds for i in ordered if columns[i].unit == column.unit]
         low, high = min(b[0] for b in of_kind), max(b[1] for b in of_kind)
         if column.whole:
             low, high = math.floor(low), math.ceil(high)
@@ -133,9 +132,7 @@ def _widened(schema: TableSchema, columns: Sequence[Column], wider: Sequence[Col
 
 
 def _written(column: Column, value: float) -> float | str:
-    if column.kind != "date":
-        return value
-    return date.fromordinal(int(value) + date(1970, 1, 1).toordinal()).isoformat()
+    return column.moment(value) if column.unit else value
 
 
 def prices(method: Method, plan: Plan, *, share: float = SHARE) -> list[tuple[Cost, int]]:

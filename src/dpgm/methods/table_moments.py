@@ -93,11 +93,16 @@ def moments(values: NDArray[Any], vectors: TableVectors) -> tuple[Tensor, Target
     brought = contrast.T @ (contrast / shares[:, None])
     rest, pair_error = _believed(cov[x][:, x] - brought, noise[x][:, x], prior[x][:, x], _LEAST["pair"], apart)
     d, slack = len(m), np.outer(m**2, error)
-    pooled, pooled_precision = np.outer(m, m) + brought + rest, apart / (pair_error + slack + slack.T)
-    arrays = (first, 1 / first_error, np.zeros((len(first), d, d)), np.zeros((d, d)), pooled, pooled_precision)
+    pooled, pooled_precision = np.outer(m, m) + brought + rest, apart * _precision(pair_error + slack + slack.T)
+    arrays = (first, _precision(first_error), np.zeros((len(first), d, d)), np.zeros((d, d)), pooled, pooled_precision)
     names = ("first", "first_precision", "second", "second_precision", "pooled", "pooled_precision")
     found = {k: torch.from_numpy(v).float() for k, v in zip(names, arrays, strict=True)}
     return torch.from_numpy(shares).float(), Targets(**found)
+
+
+def _precision(error: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / error; 0 where there is none: a category of one value is what it is, and tells nothing."""
+    return np.divide(1, error, out=np.zeros_like(error), where=error > 0)
 
 
 def _believed(

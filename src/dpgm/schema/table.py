@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from dpgm.schema.plain import Kinds, entries, texts
 from dpgm.schema.rows import Rows, SchemaError, check_size, plain_number
 
-Kind: TypeAlias = Literal["category", "integer", "number", "date", "boolean"]
+Kind: TypeAlias = Literal["category", "integer", "number", "date", "datetime", "boolean"]
 Table: TypeAlias = NDArray[np.float64]
-"""Records as numbers [n, columns]: a category's position, 0 or 1, days since 1970, or the value; NaN is missing."""
+"""Records as numbers [n, columns]: a category's position, 0 or 1, days or seconds since 1970, or the value; NaN is
+missing."""
 
-_EPOCH = date(1970, 1, 1).toordinal()
+_UNITS: Mapping[str, Literal["D", "s"]] = {"date": "D", "datetime": "s"}
 WIDEST = 2.0**50
 """No number of a table may lie further from 0, where nothing else is declared."""
 _NONE = type(None)
@@ -51,9 +52,10 @@ class Column:
 
     Attributes:
         name: its header.
-        kind: "category", "integer", "number", "date" or "boolean".
+        kind: "category", "integer", "number", "date" (a day), "datetime" (a second of some day) or "boolean".
         values: the categories, in the order of their numbers; for kind "category" only.
-        low: smallest value allowed (a date as "2020-01-31"); smaller ones are raised to it.
+        low: smallest value allowed (a date as "2020-01-31", a datetime as "2020-01-31 13:45:00"); smaller ones are
+            raised to it.
         high: largest value allowed; larger ones are lowered to it.
         decimals: digits after the point that numbers are rounded to; None leaves them.
         missing: whether a value may be missing.
@@ -75,7 +77,7 @@ class Column:
     def __post_init__(self) -> None:
         where = f"column '{self.name}'"
         for name in ("low", "high"):
-            object.__setattr__(self, name, _plain_bound(getattr(self, name)))
+            object.__setattr__(self, name, _plain_bound(getattr(self, name), self.kind))
         if not all(isinstance(v, str) for v in self.values):
             raise SchemaError(f"{where} lists values that are no texts; write each as it stands in a file, e.g. '0'")
         if not self.name or self.kind not in get_args(Kind):
@@ -105,7 +107,7 @@ class Column:
             return 0.0, 1.0
         low, high = self.low, self.high
         if self.private_bounds:
-            widest = ("1600-01-01", "2399-12-31") if self.kind == "date" else (-WIDEST, WIDEST)
+            widest = ("1600-01-01", "2399-12-31") if self.unit else (-WIDEST, WIDEST)
             low, high = widest[0] if low is None else low, widest[1] if high is None else high
         if low is None or high is None:
             raise SchemaError(
@@ -115,14 +117,30 @@ class Column:
         return self._number(low), self._number(high)
 
     def _number(self, bound: float | str) -> float:
-        if self.kind != "date":
+        where = f"column '{self.name}' has the bound {bound!r}"
+        if not self.unit:
             if isinstance(bound, str):
-                raise SchemaError(f"column '{self.name}' has the bound {bound!r}; give a number")
+                raise SchemaError(f"{where}; give a number")
             return float(bound)
         try:
-            return float(date.fromisoformat(str(bound)).toordinal() - _EPOCH)
+            if self.unit == "D":
+                date.fromisoformat(str(bound))
+            elif datetime.fromisoformat(str(bound)).tzinfo:
+                raise ValueError("a zone")
+            return float(np.datetime64(str(bound), self.unit).astype(np.int64))
         except ValueError as error:
-            raise SchemaError(f"column '{self.name}' has the bound {bound!r}; write dates as 2020-01-31") from error
+            how = "dates as 2020-01-31" if self.unit == "D" else "datetimes as 2020-01-31 13:45:00, without a zone"
+            raise SchemaError(f"{where}; write {how}") from error
+
+    def moment(self, x: float) -> str:
+        """A number of a date or datetime as a file has it."""
+        assert self.unit
+        return str(np.datetime64(int(x), self.unit)).replace("T", " ")
+
+    @property
+    def unit(self) -> Literal["D", "s"] | None:
+        """What numbers of dates ("D") and datetimes ("s") count since 1970, as numpy calls it; None of others."""
+        return _UNITS.get(self.kind)
 
     @property
     def whole(self) -> bool:
@@ -157,7 +175,7 @@ class TableSchema:
         label: name of the column that a classifier would predict, a category or boolean; None for none.
         missing_marks: texts that stand for a missing value, where a column does not list them as a category.
         size: the *declared* number of records, a public round figure; None when nobody declared one.
-        ordered: pairs (a, b) of columns of numbers or dates with a <= b wherever neither is missing.
+        ordered: pairs (a, b) of columns of numbers, dates or datetimes with a <= b wherever neither is missing.
     """
 
     columns: tuple[Column, ...]
@@ -184,9 +202,9 @@ class TableSchema:
             if len(pair) != 2 or not set(pair) <= set(names) or pair[0] == pair[1]:
                 raise SchemaError(f"ordered has {list(pair)}; write pairs of two of the columns, the smaller one first")
             a, b = (self[name] for name in pair)
-            if {"category", "boolean"} & {a.kind, b.kind} or (a.kind == "date") != (b.kind == "date"):
+            if {"category", "boolean"} & {a.kind, b.kind} or a.unit != b.unit:
                 raise SchemaError(
-                    f"ordered has {list(pair)}; only two columns of numbers, or two of dates, have an order"
+                    f"ordered has {list(pair)}; only two columns of numbers, of dates or of datetimes have an order"
                 )
         self._check_orders()
 
@@ -297,11 +315,14 @@ class TableSchema:
             raise SchemaError(f"records break one of the orders {[list(pair) for pair in self.ordered]}")
 
 
-def _plain_bound(value: Any) -> Any:
-    """A number or a day as a file can hold it."""
+def _plain_bound(value: Any, kind: str) -> Any:
+    """A number, a day or a moment as a file can hold it."""
     if isinstance(value, np.datetime64):
-        value = value.astype("datetime64[D]").item()
-    return value.isoformat()[:10] if isinstance(value, date) else plain_number(value)  # a Timestamp is a date, too
+        value = value.astype("datetime64[s]").item()
+    if not isinstance(value, date):  # a Timestamp is a date, too
+        return plain_number(value)
+    text = value.isoformat().replace("T", " ")
+    return text[:10] if kind == "date" else text
 
 
 def _column(value: Any) -> Column:
