@@ -102,7 +102,7 @@ def moments(values: NDArray[Any], vectors: TableVectors) -> tuple[Tensor, Target
 
 def _precision(error: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 / error; 0 where there is none: a category of one value is what it is, and tells nothing."""
-    return np.divide(1, error, out=np.zeros_like(error), where=error > 0)
+    return np.where(error > 0, 1 / np.maximum(error, 1e-300), 0.0)
 
 
 def _believed(
