@@ -72,6 +72,13 @@ def test_days_become_dates_between_whole_years(tmp_path: Path, suffix: str, valu
     assert (column.kind, column.low, column.high) == ("date", "2020-01-01", "2020-12-31")
 
 
+@pytest.mark.parametrize("values", [2**53 + np.arange(N), 1e9 + 1e-6 * np.arange(N)])
+def test_bounds_of_large_numbers_that_lie_close_are_apart(tmp_path: Path, values: object) -> None:
+    column = draft(tmp_path, values)
+    assert column.kind == "number"
+    assert column.bounds[0] <= np.min(values) < np.max(values) <= column.bounds[1]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_days_with_a_time_become_datetimes(tmp_path: Path, suffix: str) -> None:
     column = draft(tmp_path, pd.date_range("2020-02-03 10:30", periods=N, freq="h"), suffix=suffix)

@@ -110,7 +110,8 @@ def _of_numbers(name: str, known: Any, numbers: Any, lacks: bool, is_label: bool
 
 def _round_out(low: float, high: float) -> tuple[float, float]:
     """Bounds of two digits around the values: exact extremes are somebody's."""
-    unit = 10.0 ** (math.floor(math.log10(high - low or abs(high) or 1.0)) - 1)
+    coarse = max(abs(low), abs(high)) * 1e-10  # of a few among large ones, twelve digits are written
+    unit = 10.0 ** (math.floor(math.log10(max(high - low, coarse) or 1.0)) - 1)
     first = math.floor(low / unit)
     last = max(math.ceil(high / unit), first + 1)
     return float(f"{first * unit:.12g}"), float(f"{last * unit:.12g}")

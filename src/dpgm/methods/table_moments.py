@@ -100,7 +100,7 @@ def moments(values: NDArray[Any], vectors: TableVectors) -> tuple[Tensor, Target
     return torch.from_numpy(shares).float(), Targets(**found)
 
 
-def _precision(error: NDArray[np.float64]) -> NDArray[np.float64]:
+def _precision(error: NDArray[Any]) -> NDArray[np.float64]:
     """1 / error; 0 where there is none: a category of one value is what it is, and tells nothing."""
     return np.where(error > 0, 1 / np.maximum(error, 1e-300), 0.0)
 
