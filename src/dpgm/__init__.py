@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from dpgm.artefact import load_model as load
     from dpgm.artefact import load_release
     from dpgm.data import open_data
+    from dpgm.methods.aim import AIM
     from dpgm.methods.base import Batch, Method, Model, Plan, Release, privatise
+    from dpgm.methods.dp_cnn import DPCNN
+    from dpgm.methods.dp_logreg import DPLogReg
     from dpgm.methods.embedding import DPMERF
     from dpgm.methods.fit import fit
     from dpgm.methods.labelled import Labelled
     from dpgm.methods.labeller import Labeller
+    from dpgm.methods.mst import MST
     from dpgm.methods.perceptual import DPMEPF
     from dpgm.methods.pge import PGE
     from dpgm.methods.slicing import Slicing
@@ -40,6 +44,10 @@ _HOME = {
     "Plan": "methods.base",
     "Release": "methods.base",
     "privatise": "methods.base",
+    "AIM": "methods.aim",
+    "DPCNN": "methods.dp_cnn",
+    "DPLogReg": "methods.dp_logreg",
+    "MST": "methods.mst",
     "DPMEPF": "methods.perceptual",
     "DPMERF": "methods.embedding",
     "DP2VAE": "methods.vae",
@@ -64,9 +72,10 @@ _HOME = {
 }
 
 __all__ = [  # noqa: RUF022 (in the order a reader meets them)
-    "fit", "load", "open_data", "DPMERF", "DPMEPF", "PGE", "Slicing", "DP2VAE", "Labelled", "Labeller", "ImageSchema",
-    "TableSchema", "Column", "Rows", "Budget", "Relation", "Evidence", "Guarantee", "Ledger", "Curator", "Method",
-    "Model", "Plan", "Release", "Batch", "privatise", "load_release", "SchemaError", "PrivacyError", "BudgetExceeded",
+    "fit", "load", "open_data", "DPMERF", "DPMEPF", "PGE", "Slicing", "DP2VAE", "Labelled", "Labeller", "DPCNN", "MST",
+    "AIM", "DPLogReg", "ImageSchema", "TableSchema", "Column", "Rows", "Budget", "Relation", "Evidence", "Guarantee",
+    "Ledger", "Curator", "Method", "Model", "Plan", "Release", "Batch", "privatise", "load_release", "SchemaError",
+    "PrivacyError", "BudgetExceeded",
 ]  # fmt: skip
 
 

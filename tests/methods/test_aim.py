@@ -71,6 +71,17 @@ def test_the_plan_spends_the_budget_and_no_more(relation: Relation, rounds: int)
 
 
 @needs_mbi
+def test_two_columns_have_one_pair() -> None:
+    schema: Any = TableSchema(columns=SCHEMA.columns[:2])
+    plan = SMALL.plan(schema, relation=Relation.ADD_REMOVE, budget=BUDGET)
+    with Ledger(None, relation=Relation.ADD_REMOVE, cap=BUDGET) as book:
+        curator = Curator(lambda: Rows(table=made_up(500)[:, :2]), schema=schema, ledger=book)
+        made = privatise(SMALL, curator, plan, seed=0)
+    assert made.tensors["units"].sum() == 6
+    assert {tuple(b) for b in made.tensors["blocks"].tolist()} == {(0, 1, -1)}
+
+
+@needs_mbi
 @pytest.mark.parametrize(("n", "relation"), [(0, Relation.ADD_REMOVE), (3000, Relation.REPLACE)])
 def test_records_are_like_those_that_were_measured(n: int, relation: Relation, tmp_path: Path) -> None:
     made = release(n, relation)

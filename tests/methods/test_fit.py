@@ -167,3 +167,8 @@ def test_a_classifier_of_records_reads_a_frame() -> None:
     odds = model.classify(frame[["x"]])
     assert odds.shape == (200, 2)
     assert np.array_equal(odds, model.classify(frame))
+
+
+def test_a_method_by_name_is_told_its_class() -> None:
+    with pytest.raises(SchemaError, match=r"give an instance of one, e.g. dpgm.AIM\(\)"):
+        dpgm.fit("aim", np.zeros((3, 8, 8), np.uint8), np.zeros(3))  # pyright: ignore[reportArgumentType]

@@ -160,13 +160,14 @@ class AIM(Method):
         workload = _workload(schema)
         overlap = [sum(len(set(b) & set(w)) for w in workload) for b in workload]
         weight = {b: w / max(overlap) for b, w in zip(workload, overlap, strict=True)}
+        together = min(self.together, len(workload))
         n = max(1.0, float(np.median([m.counts.sum() for m in measured[: len(cells)]])))
         model, take = estimate(cells, measured, steps=self.round_steps, gain=_GAIN), 1
         while rounds_left > 0 and units_left > 0:
             drawn = draw_cells(cliques_of(model), _DRAWS, rng)
             expected = {b: n / _DRAWS * _count(drawn, cells, b) for b in workload}
             fresh: list[Measured] = []
-            while rounds_left > 0 and units_left > 0 and len(fresh) < self.together:
+            while rounds_left > 0 and units_left > 0 and len(fresh) < together:
                 take = max(take, units_left // rounds_left)  # rounds are limited: the last one is not to take most
                 take = units_left if units_left < 2 * take else take
                 noise = unit.noise_std / math.sqrt(take)

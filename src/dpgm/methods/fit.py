@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dpgm.methods import bounds
+from dpgm.methods import bounds, get, names
 from dpgm.methods.base import Method, Model, OnNote, Plan, privatise
 from dpgm.methods.options import check_seed, check_takes, check_trained
 from dpgm.privacy.curator import Curator
@@ -158,7 +158,8 @@ def check_public(method: Method, private: str) -> None:
 def _check_words(method: Any, schema: Any, relation: Any) -> None:
     """Raise where an argument is of another kind than is meant; such slips would show as far-off errors."""
     if not isinstance(method, Method):
-        raise SchemaError(f"the method is {method!r}; give an instance of one, e.g. dpgm.DPMERF()")
+        named = get(method).__name__ if isinstance(method, str) and method in names() else "DPMERF"
+        raise SchemaError(f"the method is {method!r}; give an instance of one, e.g. dpgm.{named}()")
     if schema is not None and not isinstance(schema, ImageSchema | TableSchema):
         raise SchemaError(f"the schema is a {type(schema).__name__}; give an ImageSchema or a TableSchema")
     if not isinstance(relation, Relation):
