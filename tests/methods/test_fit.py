@@ -170,5 +170,5 @@ def test_a_classifier_of_records_reads_a_frame() -> None:
 
 
 def test_a_method_by_name_is_told_its_class() -> None:
-    with pytest.raises(SchemaError, match=r"give an instance of one, e.g. dpgm.AIM\(\)"):
-        dpgm.fit("aim", np.zeros((3, 8, 8), np.uint8), np.zeros(3))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(dpgm.SchemaError, match=r"give an instance of one, e.g. dpgm.AIM\(\)"):
+        dpgm.fit("aim", np.zeros((3, 8, 8), np.uint8), np.zeros(3), epsilon=1.0)  # pyright: ignore[reportArgumentType]
