@@ -123,11 +123,11 @@ class Column:
                 raise SchemaError(f"{where}; give a number")
             return float(bound)
         try:
-            if self.unit == "D":
-                date.fromisoformat(str(bound))
-            elif datetime.fromisoformat(str(bound)).tzinfo:
+            kind = date if self.unit == "D" else datetime
+            moment = kind.fromisoformat(str(bound))
+            if isinstance(moment, datetime) and moment.tzinfo:
                 raise ValueError("a zone")
-            return float(np.datetime64(str(bound), self.unit).astype(np.int64))
+            return float(np.datetime64(moment, self.unit).astype(np.int64))
         except ValueError as error:
             how = "dates as 2020-01-31" if self.unit == "D" else "datetimes as 2020-01-31 13:45:00, without a zone"
             raise SchemaError(f"{where}; write {how}") from error
