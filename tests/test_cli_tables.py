@@ -184,6 +184,34 @@ def test_membership_is_not_asked_of_records_that_were_trained_on(run: Path, caps
     assert "it was trained on all others" in capsys.readouterr().err.replace("\n", " ")
 
 
+def test_bounds_that_a_run_finds_move_nobody_between_the_parts(folder: Path, tmp_path: Path) -> None:
+    schema = json.loads((folder / "s.json").read_text())
+    age = next(c for c in schema["columns"] if c["name"] == "age")
+    age |= {"low": -1000, "high": 1000, "private_bounds": True}
+    (tmp_path / "p.json").write_text(json.dumps(schema))
+    line = words(folder, tmp_path / "r", "--test-fraction", "0.3", "--evaluate", "True")
+    line[line.index("--schema") + 1] = str(tmp_path / "p.json")
+    assert main(line) == OK
+    first = json.loads((tmp_path / "r" / "metrics.json").read_text())["sizes"]["test"]
+    data = [str(folder / "train.csv"), "--test-fraction", "0.3"]
+    for given in ([], ["--schema", str(tmp_path / "p.json")]):
+        assert main(["evaluate", str(tmp_path / "r"), *data, *given]) == OK
+        assert json.loads((tmp_path / "r" / "metrics.json").read_text())["sizes"]["test"] == first
+
+
+def test_a_run_that_cannot_read_its_records_says_what_is_paid(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.read_csv(folder / "train.csv", dtype=str, keep_default_na=False)
+    frame.assign(age=frame["age"].mask(frame.index == 3, "")).to_csv(tmp_path / "train.csv", index=False)
+    line = words(folder, tmp_path / "r")
+    line[1] = str(tmp_path / "train.csv")
+    assert main(line) == BAD_INPUT
+    assert "give the same command again to use it" in capsys.readouterr().err.replace("\n", " ")
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    assert main(line) == OK
+
+
 def test_a_part_drawn_by_a_hash_has_no_public_number(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

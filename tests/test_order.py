@@ -75,7 +75,7 @@ def test_an_order_that_bounds_forbid_is_refused() -> None:
 
 def test_synthetic_records_keep_the_order() -> None:
     pytest.importorskip("pandas")
-    from dpgm.data.tables import to_frame
+    from dpgm.data.frames import to_frame
 
     frame = to_frame(SCHEMA.in_order(made_up(400, 1)), SCHEMA)
     model: Any = dpgm.fit(dpgm.Slicing(components=4, steps=5), frame, schema=SCHEMA, epsilon=1.0, delta=1e-5)

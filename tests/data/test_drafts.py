@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dpgm.data import DataError
-from dpgm.data.drafts import draft_schema
-from dpgm.data.tables import TableSet, to_frame
+from dpgm.data.drafts import doubts, draft_schema
+from dpgm.data.frames import to_frame
+from dpgm.data.tables import TableSet
 from dpgm.schema import Column
 
 pd = pytest.importorskip("pandas")
@@ -70,6 +71,29 @@ def test_codes_stay_texts(tmp_path: Path) -> None:
 def test_days_become_dates_between_whole_years(tmp_path: Path, suffix: str, values: object) -> None:
     column = draft(tmp_path, values, suffix=suffix)
     assert (column.kind, column.low, column.high) == ("date", "2020-01-01", "2020-12-31")
+
+
+def test_marks_of_a_draft_are_numbers_where_values_are_and_stand_behind_the_usual_ones(tmp_path: Path) -> None:
+    path = tmp_path / "public.csv"
+    pd.DataFrame({"t": [-9.0, *np.arange(N) / 7], "g": [-9, *range(N)], "none": ["n/a", *"ab" * (N // 2)]}).to_csv(
+        path, index=False
+    )
+    schema = draft_schema(path, missing_marks=("-9",))
+    assert [(c.kind, c.missing) for c in schema.columns] == [("number", True), ("integer", True), ("category", True)]
+    assert schema.missing_marks[0] == ""
+    TableSet(path=path, schema=schema).train()
+
+
+def test_a_draft_says_what_to_look_at(tmp_path: Path) -> None:
+    path = tmp_path / "public.csv"
+    rng = np.random.default_rng(0)
+    bmi = np.where(np.arange(N) < 3, "None", (rng.integers(200, 230, N) / 10).astype(str))
+    days = [f"{i % 28 + 1:02d}/01/2020" for i in range(N)]
+    fine = rng.integers(0, 30, N)
+    pd.DataFrame({"key": range(N), "bmi": bmi, "day": days, "fine": fine}).to_csv(path, index=False)
+    said = doubts(path, draft_schema(path))
+    assert [line.partition(":")[0] for line in said] == ["key", "bmi", "day"]
+    assert "--missing: None" in said[1]
 
 
 @pytest.mark.parametrize("values", [2**53 + np.arange(N), 1e9 + 1e-6 * np.arange(N)])

@@ -11,7 +11,8 @@ import pytest
 
 from dpgm.artefact import load_table, read_json, samples_file, save_samples
 from dpgm.data import DataError
-from dpgm.data.tables import TableSet, check_dtypes, to_frame, to_numbers, write_csv
+from dpgm.data.frames import check_dtypes, to_frame, to_numbers
+from dpgm.data.tables import TableSet, write_csv
 from dpgm.methods.table_batch import table_batch
 from dpgm.schema import Column, ImageSchema, SchemaError, TableSchema
 

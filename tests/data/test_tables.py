@@ -10,7 +10,9 @@ import pytest
 
 from dpgm.data import DataError
 from dpgm.data.drafts import draft_schema
-from dpgm.data.tables import TableSet, check_dtypes, is_table, to_frame, to_numbers, write_csv
+from dpgm.data.frames import check_dtypes, to_frame, to_numbers
+from dpgm.data.table_files import is_table
+from dpgm.data.tables import TableSet, write_csv
 from dpgm.schema import Column, ImageSchema, Rows, SchemaError, TableSchema, schema_from_json
 
 pd = pytest.importorskip("pandas")
@@ -49,6 +51,37 @@ def test_a_file_becomes_allowed_numbers(csv: Path) -> None:
     leap = (np.datetime64("2024-02-29") - np.datetime64("1970-01-01")).astype(float)
     expected = [[0, 30, 1000.46, days, 1, 3, 0], [nan, 120, 0, nan, 0, nan, 1], [1, 41, nan, leap, nan, 9, 0]]
     assert np.array_equal(rows["table"], np.array(expected), equal_nan=True)
+
+
+def test_a_numeric_mark_within_the_bounds_is_a_value_where_none_is_missing(tmp_path: Path) -> None:
+    for missing, least in ((False, 0), (True, 1)):
+        column = Column(name="x", kind="integer", low=0, high=3000, missing=missing)
+        schema = TableSchema(columns=(column,), missing_marks=("", "999"))
+        for x in ([999, 5], ["999", "5"]):
+            table = to_numbers(pd.DataFrame({"x": x}), schema)
+            assert np.isnan(table).sum() == least
+    schema = TableSchema(columns=(Column(name="x", kind="integer", low=0, high=120),), missing_marks=("", "999"))
+    with pytest.raises(DataError, match="lacks values"):
+        to_numbers(pd.DataFrame({"x": [999, 5]}), schema)
+
+
+@pytest.mark.parametrize(
+    ("values", "x"),
+    [(("00060", "00061"), [60, 61]), (("1.50", "2.25"), [1.5, 2.25]), (("true", "false"), [True, False])],
+)
+def test_values_that_a_frame_has_lost_are_not_taken_for_missing(values: tuple[str, ...], x: list) -> None:
+    schema = TableSchema(columns=(Column(name="x", kind="category", values=values, missing=True),))
+    with pytest.raises(DataError, match="dtype=str"):
+        to_numbers(pd.DataFrame({"x": x}), schema)
+    assert np.array_equal(to_numbers(pd.DataFrame({"x": list(values)}), schema), [[0], [1]])
+
+
+def test_sparse_columns_are_read_and_complex_ones_refused() -> None:
+    schema = TableSchema(columns=(Column(name="x", kind="number", low=0, high=3, missing=True),))
+    sparse = pd.DataFrame({"x": pd.arrays.SparseArray([1.0, np.nan, 2.0])})
+    assert np.array_equal(to_numbers(sparse, schema), [[1], [np.nan], [2]], equal_nan=True)
+    with pytest.raises(DataError, match="complex"):
+        to_numbers(pd.DataFrame({"x": [1j]}), schema)
 
 
 MOMENTS = ["2020-02-03 00:00:00", "2020-02-03T09:05", "2020-02-03 23:59:59.9+02:00", "2020/02/03 1041", "2020-02-03"]

@@ -367,7 +367,7 @@ def test_samples_are_files(tmp_path: Path) -> None:
 
 def test_a_frame_is_fitted_in_one_call() -> None:
     pytest.importorskip("pandas")
-    from dpgm.data.tables import to_frame
+    from dpgm.data.frames import to_frame
 
     frame = to_frame(made_up(300), SCHEMA)
     model: Any = dpgm.fit(MODES[1], frame, schema=SCHEMA, epsilon=5.0)

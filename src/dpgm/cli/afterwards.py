@@ -280,6 +280,8 @@ def measure(
     it is written down in the run's ledger, if the folder has one, and in one that the run shares (`ledger`).
     """
     look = {"reason": HELD_OUT, "audience": "readers of the metrics and the report"}
+    if isinstance(data, TableSet):  # bounds may have been found on the way
+        data = dataclasses.replace(data, schema=model.release.schema)  # pyright: ignore[reportArgumentType]
 
     def test() -> Rows:
         if data.has_test and not is_public(data) and (folder / LEDGER).exists():
@@ -311,8 +313,6 @@ def _scores(
         schema: Any = model.schema
         drawn = artefact.load_table(folder, schema) if isinstance(data, TableSet) else artefact.load_samples(folder)
     test = held_out()
-    if isinstance(data, TableSet):  # bounds may have been found on the way
-        data = dataclasses.replace(data, schema=model.release.schema)  # pyright: ignore[reportArgumentType]
     odds = None if isinstance(data, TableSet) else model.classify(test["image"])
     read = {} if odds is None else {model.reader: float((odds.argmax(1) == test["label"]).mean())}
     if not model.generates and isinstance(data, TableSet):

@@ -16,6 +16,7 @@ from dpgm.cli.console import Screen
 from dpgm.cli.ledgers import ledger_of
 from dpgm.cli.options import Data, Flat, parse, printable
 from dpgm.data.errors import DataError
+from dpgm.data.table_files import is_table
 from dpgm.evaluation.audit import Audit, audit_membership, audit_method
 from dpgm.evaluation.audit.consistency import Check, alike, check_folder
 from dpgm.evaluation.audit.methods import stages
@@ -177,7 +178,12 @@ def _membership(options: _Folder, run: dict[str, Any]) -> Audit:
         raise SchemaError(f"the run was of other records than {data.name}; give the data options that the run had")
     afterwards.check_held_out(folder, data)
     if not data.has_test:
-        raise SchemaError(f"{data.name} has no held-out part to compare with; give --test-fraction as in the run")
+        todo = (
+            "give other records of their kind with --test FILE"
+            if is_table(data.name)
+            else "a next run can hold some out"
+        )
+        raise SchemaError(f"the run held out none of {data.name} to compare with; {todo}")
     guarantee, costs = _costs(folder)
 
     def claim(delta: float) -> float:

@@ -26,6 +26,7 @@ from dpgm.artefact import (
 from dpgm.cli.console import Screen
 from dpgm.cli.options import RELATIONS
 from dpgm.cli.training import facts, must_be_new, train_release
+from dpgm.data.errors import DataError
 from dpgm.methods import bounds
 from dpgm.methods.base import Method, Model, Note, Plan, Release, privatise
 from dpgm.methods.fit import check_public, check_split
@@ -210,7 +211,13 @@ class Job:
 
     def _reader(self) -> Rows:
         with self.screen.stage("read"):
-            return self.data.train()
+            try:
+                return self.data.train()
+            except DataError as error:  # it tells of the records, so its price stays
+                raise DataError(
+                    f"{error}. Nothing was released, and what the run may spend stays reserved in its ledger: mend the "
+                    "data and give the same command again to use it; another schema is another run, which pays, too"
+                ) from error
 
     def facts(self, model: Model) -> dict[str, Any]:
         """What run.json says so far."""

@@ -77,7 +77,7 @@ class Data:
         """
         from dpgm.artefact import read_json
         from dpgm.data import NAMED, open_data
-        from dpgm.data.tables import is_table
+        from dpgm.data.table_files import is_table
 
         if self.schema is not None and not self.schema.is_file():
             raise SchemaError(f"the schema {self.schema} does not exist; correct --schema, or {_WRITE_IT}")

@@ -23,7 +23,7 @@ class _Schema:
         file: a table: .csv, .csv.gz, .tsv or .parquet.
         from_public: confirms that the file is public; every bound and category of the draft comes from it.
         label: the column that a classifier would predict.
-        missing: texts that stand for missing values, beside "", NA, NaN and ?, e.g. N,-9.
+        missing: texts that stand for missing values, beside "", NA, N/A, NaN, null and ?, e.g. N,-9.
         size: declared number of records, a public round figure.
         most: largest number of different texts in a column.
         out: the file to write; by default FILE's name with .json.
@@ -45,7 +45,7 @@ def schema_command(words: list[str]) -> int:
     """Draft a schema from a public file."""
     import dataclasses
 
-    from dpgm.data.drafts import draft_schema
+    from dpgm.data.drafts import doubts, draft_schema
 
     options = parse("schema", _Schema, words, about="Draft the public facts of a table from a public file.")
     if not options.from_public:
@@ -62,6 +62,9 @@ def schema_command(words: list[str]) -> int:
     out = options.out or options.file.with_name(options.file.name.partition(".")[0] + ".json")
     write_json(out, schema.to_json())
     kinds = {c.name: c.kind for c in schema.columns}
-    lines = [*(f"{name}: {kind}" for name, kind in kinds.items()), f"written to {out}; read it before you use it"]
-    Screen(as_json=options.json).result({"file": str(out), "schema": schema.to_json()}, "\n".join(lines))
+    asked = doubts(options.file, schema)
+    lines = [*(f"{name}: {kind}" for name, kind in kinds.items()), *(f"look at {doubt}" for doubt in asked)]
+    lines += [f"written to {out}; read it before you use it"]
+    value = {"file": str(out), "schema": schema.to_json(), "doubts": asked}
+    Screen(as_json=options.json).result(value, "\n".join(lines))
     return 0

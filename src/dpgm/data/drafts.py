@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 
 from dpgm.data.errors import DataError
+from dpgm.data.frames import as_numbers, moments
 from dpgm.data.table_files import chunks, header, pandas_
-from dpgm.data.tables import moments
 from dpgm.schema import Column, TableSchema
 
 _DAY = r"^\d{4}-\d\d-\d\d(?:[ T].*)?$"
+_OTHER_DAY = r"\d{1,2}[/.]\d{1,2}[/.]\d{4}"
+_AS_DATES = "write days as 2020-01-31, and they are read as dates"
+_FEW = 20
+_SPELT = ("N/A", "n/a", "null", "NULL", "<NA>")
 _NAMELESS = re.compile(r"\s*|__index_level_\d+__")  # as pandas writes an index to csv and to parquet
 
 
@@ -37,9 +41,33 @@ def draft_schema(
         DataError: a text column has more values than `most`, a column has none or an infinite one, or no name, the
             label lacks some, or the file is not separated by commas or tabs.
     """
-    pd = pandas_()
-    usual = TableSchema(columns=(Column(name="x", kind="boolean"),)).missing_marks
-    marks = tuple(dict.fromkeys((*(m.strip() for m in missing_marks), *usual)))
+    frame, usual = _public(path), TableSchema(columns=(Column(name="x", kind="boolean"),)).missing_marks
+    # The first mark stands for missing values in synthetic tables, so it must not be somebody's -9.
+    marks = tuple(dict.fromkeys((*usual, *_SPELT, *(m.strip() for m in missing_marks))))
+    columns = tuple(_draft(frame[n], n == label, marks, most) for n in frame.columns)
+    return TableSchema(columns=columns, label=label, missing_marks=marks)
+
+
+def doubts(path: Path, schema: TableSchema) -> list[str]:
+    """What to look at before a draft of the same public file is used, a sentence for each column."""
+    frame = _public(path)
+    return [f"{c.name}: {said}" for c in schema.columns if (said := _doubt(c, frame[c.name], schema.missing_marks))]
+
+
+def _doubt(column: Column, series: Any, marks: tuple[str, ...]) -> str:
+    texts = series.astype(str).str.strip()
+    known = texts[~(series.isna() | texts.isin(marks))]
+    if column.kind == "integer" or column.decimals == 0:
+        keys = len(known) >= _FEW and known.is_unique
+        return "all its values differ; if it is a key, leave it out of the file" if keys else ""
+    numbers = pandas_().to_numeric(known, errors="coerce").notna()
+    if column.kind == "category" and 0.8 <= numbers.mean() < 1:
+        others = ", ".join(sorted(known[~numbers].unique())[:3])
+        return f"most of its texts are numbers; those that stand for missing values go to --missing: {others}"
+    return _AS_DATES if column.kind == "category" and known.str.fullmatch(_OTHER_DAY).all() else ""
+
+
+def _public(path: Path) -> Any:
     names = header(path)
     if any(_NAMELESS.fullmatch(n) for n in names):
         raise DataError(
@@ -48,9 +76,7 @@ def draft_schema(
         )
     if len(names) == 1 and {";", "\t", "|"} & set(names[0]):
         raise DataError(f"{path.name} has one column, '{names[0]}'; write it with commas, or with tabs as .tsv")
-    frame = pd.concat(list(chunks(path, tuple(names))), ignore_index=True)
-    columns = tuple(_draft(frame[n], n == label, marks, most) for n in frame.columns)
-    return TableSchema(columns=columns, label=label, missing_marks=marks)
+    return pandas_().concat(list(chunks(path, tuple(names))), ignore_index=True)
 
 
 def _draft(series: Any, is_label: bool, marks: tuple[str, ...], most: int) -> Column:
@@ -58,6 +84,7 @@ def _draft(series: Any, is_label: bool, marks: tuple[str, ...], most: int) -> Co
     name = str(series.name)
     texts = series.astype(str).str.strip()
     missing = series.isna().to_numpy() | texts.isin(marks).to_numpy()
+    missing |= pd.to_numeric(texts, errors="coerce").isin(as_numbers(marks)).to_numpy()  # -9.0 is -9
     known = texts[~missing]
     lacks = bool(missing.any())
     distinct = sorted(known.unique())
@@ -82,6 +109,7 @@ def _draft(series: Any, is_label: bool, marks: tuple[str, ...], most: int) -> Co
         raise DataError(
             f"column '{name}' has {len(distinct)} different texts; free text and keys have no place in a schema: leave "
             f"the column out of the file, group its values, or raise --most above {most}"
+            + (f"; {_AS_DATES}" if known.str.fullmatch(_OTHER_DAY).all() else "")
         )
     return Column(name=name, kind="category", values=tuple(distinct), missing=lacks)
 

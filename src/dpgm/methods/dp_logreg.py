@@ -96,7 +96,7 @@ def _table_of(records: Any, schema: TableSchema) -> NDArray[np.float64]:
     """Records as numbers; a frame may lack the label, which the features leave out."""
     if not hasattr(records, "columns"):
         return records
-    from dpgm.data.tables import to_numbers
+    from dpgm.data.frames import to_numbers
 
     lacks = schema.label is not None and schema.label not in set(map(str, records.columns))
     return to_numbers(records.assign(**{str(schema.label): schema.classes[0]}) if lacks else records, schema)

@@ -223,15 +223,19 @@ def _source(
 
 def _table(frame: Any, y: Any, schema: AnySchema | None) -> Rows:
     """A private frame as rows of numbers."""
-    from dpgm.data.tables import check_dtypes, to_numbers
+    from dpgm.data.frames import check_dtypes, to_numbers
+    from dpgm.data.table_files import pandas_
 
     if not isinstance(schema, TableSchema):
         raise SchemaError(
             "the public facts of the table are not declared; pass schema=TableSchema(...) with its columns, kinds and "
             "bounds: taking them from private records would publish those"
         )
-    if y is not None or not hasattr(frame, "columns"):
-        raise SchemaError("pass a pandas frame and no y: the label is a column of the frame, named by schema.label")
+    if y is not None or not isinstance(frame, pandas_().DataFrame):
+        raise SchemaError(
+            f"x is a {type(frame).__name__}; pass a pandas frame (others have to_pandas()) or a file's path, and no y: "
+            "the label is a column of the frame, named by schema.label"
+        )
     check_dtypes(schema)
     return Rows(table=to_numbers(frame, schema))
 

@@ -16,7 +16,7 @@ from dpgm.mechanisms.tables import Cells
 from dpgm.methods import rowwise, sliced_images
 from dpgm.methods.base import Method, Model, Note, OnNote, Plan, Release, Resume, Talk, Tensors, reporter
 from dpgm.methods.options import AtLeast1
-from dpgm.methods.tabular import MixtureModel, Released, choose_cells, one_way, two_way
+from dpgm.methods.tabular import MixtureModel, Released, choose_cells, most_kept, one_way, two_way
 from dpgm.nets.looks import check_sampling
 from dpgm.nets.mixture import ProductMixture, fit_mixture
 from dpgm.privacy import accountant
@@ -138,7 +138,7 @@ class Slicing(Method):
             ),
             details={"mode": self.mode, "noise_std_one": std[0], "noise_std_two": std[1], "blocks": len(second.blocks)},
             seconds=10 + 2e-5 * len(second.blocks) * (schema.size or 0) / 1000 + 30,
-            memory_mb=self._memory_mb(schema, first.cells),
+            memory_mb=self._memory_mb(schema, first.cells, std[0]),
         )
 
     def talk(self, plan: Plan, *, rng: np.random.Generator, resume: Resume) -> Talk:
@@ -188,10 +188,11 @@ class Slicing(Method):
         each = max(1, self.components // schema.n_classes)
         return ProductMixture(counts, schema.n_classes, each, rng=torch.Generator().manual_seed(seed))
 
-    def _memory_mb(self, schema: TableSchema, fine: Sequence[Cells]) -> float:
-        """Peak memory as measured: training holds numbers for each pair of cells and class, a few times over."""
+    def _memory_mb(self, schema: TableSchema, fine: Sequence[Cells], std: float) -> float:
+        """Peak memory, about as measured: training holds numbers for each pair of cells and class, some times over."""
         columns = [(c, cells.count) for c, cells in zip(schema.columns, fine, strict=True) if c.name != schema.label]
-        joined = sum(n if c.values else min(n, self.cells + c.missing) for c, n in columns)
+        numeric, size = self.cells, schema.size
+        joined = sum(most_kept(n, size, std) if c.values else min(n, numeric + c.missing) for c, n in columns)
         pairs = joined**2 * (56 + 30 * schema.n_classes)
         return max(800, 600 + (pairs + 50 * self.components * joined + 8 * (schema.size or 0) * len(fine)) / 1e6)
 

@@ -29,7 +29,7 @@ class TableBatch(Batch):
 
     def frame(self) -> pd.DataFrame:
         """The records as a pandas frame: declared columns, order and dtypes; missing values as pandas has them."""
-        from dpgm.data.tables import to_frame
+        from dpgm.data.frames import to_frame
 
         return to_frame(self.table, self.schema)
 

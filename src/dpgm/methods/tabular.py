@@ -100,6 +100,13 @@ def join_cells(fine: Cells, counts: NDArray[np.float64], *, least: float, std: f
     return replace(fine, groups=tuple(groups.tolist()))
 
 
+def most_kept(categories: int, size: int | None, std: float) -> int:
+    """About how many categories of `size` records can stand out of the noise, those that the noise makes among them."""
+    return (
+        categories if size is None else min(categories, math.ceil(size / (_STANDS_OUT * std) + 0.002 * categories + 2))
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The two rounds
 

@@ -83,7 +83,8 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     """The smallest epsilon >= 0 with gaussian_delta(mu, epsilon) <= delta."""
     if not 0 < delta < 1:
         raise PrivacyError(
-            f"delta is {delta}; a Gaussian release needs a delta in (0, 1); use pure noise for delta = 0"
+            f"delta is {delta}; this noise is Gaussian and needs a delta above 0 and below 1, e.g. 1e-5; which methods "
+            "have pure noise stands in docs/choose.md"
         )
     if mu > _MU_MAX:
         return math.inf
@@ -99,7 +100,10 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 def gaussian_mu(budget: Budget) -> float:
     """The largest mu whose single Gaussian release stays within `budget`."""
     if budget.delta <= 0:
-        raise PrivacyError("delta is 0; a Gaussian release needs a delta in (0, 1); use pure noise for delta = 0")
+        raise PrivacyError(
+            "delta is 0; this noise is Gaussian and needs a delta above 0, e.g. 1e-5; which methods have pure noise "
+            "stands in docs/choose.md"
+        )
     high = 1.0
     while gaussian_delta(high, budget.epsilon) < budget.delta:
         high *= 2
@@ -213,7 +217,7 @@ def _epsilon(events: tuple[tuple[Event, int], ...], delta: float) -> float:
         return total
     if delta <= 0:
         names = sorted({type(e).__name__ for e, _ in events if not isinstance(e, PureEvent | BoundedRangeEvent)})
-        raise PrivacyError(f"delta is 0, but {names} are not pure; give a delta above 0 or choose pure noise")
+        raise PrivacyError(f"delta is 0, but {names} are not pure; give a delta above 0, e.g. 1e-5")
     if all(isinstance(e, GaussianEvent) for e, _ in events):
         return gaussian_epsilon(gaussian_sum(events), delta)
     if len(events) == 1 and isinstance(one := events[0][0], ShuffledGaussianEvent) and events[0][1] == 1:
