@@ -20,7 +20,7 @@ from dpgm.methods.embedding import DPMERF
 from dpgm.methods.options import check_takes
 from dpgm.methods.slicing import Slicing
 from dpgm.methods.table_moments import moments
-from dpgm.methods.tabular import _positions, fine_cells, join_cells
+from dpgm.methods.tabular import _positions, fine_cells, join_cells, most_kept
 from dpgm.privacy.curator import Curator
 from dpgm.privacy.guarantee import Budget, PrivacyError, Relation
 from dpgm.privacy.ledger import Ledger
@@ -304,6 +304,11 @@ def test_expected_memory_follows_what_was_measured() -> None:
     assert expected(10, 2) == 800
     for n, classes, measured in ((60, 2, 899), (120, 2, 1457), (60, 10, 1151)):
         assert 0.9 * measured < expected(n, classes) < 1.25 * measured
+
+
+def test_categories_that_cannot_stand_out_of_the_noise_are_not_counted() -> None:
+    assert most_kept(50, None, 4.0) == most_kept(50, 20_000, 4.0) == 50
+    assert most_kept(100_000, 6_000, 4.0) == 702  # 500 of 12 records each, and the 200 that noise lifts
 
 
 @pytest.mark.parametrize("column", SCHEMA.columns, ids=lambda c: c.name)
