@@ -113,7 +113,8 @@ def plan_command(words: list[str]) -> int:
         *(f"asks {a['times']} x {a['mechanism']}" for a in asks),
         *([f"with all that {options.privacy.ledger} holds: {of_cap(whole, total)}"] if whole else []),
         *(f"{k}: {_shown(v)}" for k, v in plan.details.items()),
-        f"expected: about {max(1, plan.seconds):.0f} s and at most {plan.memory_mb:.0f} MB on two CPU cores, before evaluation",
+        f"expected: about {max(1, plan.seconds):.0f} s and at most {plan.memory_mb:.0f} MB on two CPU cores, before "
+        "evaluation",
     ]
     screen.result(value, "\n".join(lines))
     return 0
