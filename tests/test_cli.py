@@ -147,7 +147,7 @@ def test_account(words: str, epsilon: float, capsys: pytest.CaptureFixture[str])
         (["run", "digits", "--method", "nosuch", "--out", "x"], BAD_INPUT, "there are"),
         (["run", "digits", "--method", "labelled", "--out", "x"], BAD_INPUT, "--labeller"),
         (
-            ["plan", "digits", "--method", "mst", "--labeller", "0.3"],
+            ["plan", "digits", "--method", "dp-logreg", "--labeller", "0.3"],
             BAD_INPUT,
             "takes tables; these records are images",
         ),

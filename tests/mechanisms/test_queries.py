@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from dpgm.mechanisms.gradient import ModuleGradient, PoissonGradient
 from dpgm.mechanisms.latents import DecoderGradient, FixedEncoder, LocalInference
 from dpgm.mechanisms.moments import CodeMoments, SecondMoment
 from dpgm.mechanisms.pixels import PooledPixels
-from dpgm.mechanisms.queries import ClippedSum, Histogram, MeanEmbedding, clip_rows, total
+from dpgm.mechanisms.queries import RECORD_ALONE, ClippedSum, Histogram, MeanEmbedding, clip_rows, total
 from dpgm.mechanisms.scatter import CellScatter
 from dpgm.methods.encoder import TorchEncoder
 from dpgm.nets.whitened import Whitened
@@ -312,7 +313,7 @@ def test_options_are_checked() -> None:
 
 def test_a_map_from_outside_is_assumed_to_treat_each_record_alone() -> None:
     """No clipping sees a record that moves the vectors of others; what is built in was read."""
-    said = "the map of records to vectors treats each record alone"
+    said = RECORD_ALONE
     assert MeanEmbedding(encoder=Toy(), n_classes=3).assumptions() == ("toys are public", said)
     for vectors_of in (x_of, lambda rows: rows["x"], lambda rows: rows["x"] - rows["x"].mean(0)):
         assert ClippedSum(vectors=vectors_of, dim=3, clip_norm=1.0).assumptions() == (said,)
@@ -336,7 +337,7 @@ class Foreign(nn.Module):
 
 
 def test_a_task_assumes_what_comes_before_its_net() -> None:
-    said = "the map of records to vectors treats each record alone"
+    said = RECORD_ALONE
     own: dict[str, Any] = {"module": nn.Linear(4, 3), "loss": functional.cross_entropy, "clip_norm": 1.0}
     coupled = ModuleGradient(**own, inputs=lambda x, y, coins: (x.flatten(1) - x.flatten(1).mean(0), y))
     assert coupled.assumptions() == (said,)
@@ -347,7 +348,7 @@ def test_a_task_assumes_what_comes_before_its_net() -> None:
     assert priced.cost(ADD) == step.cost(ADD), "who plans it says so beforehand"
     coupled_net: Any = own | {"module": nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=0))}
     assert ModuleGradient(**coupled_net).assumptions() == (said,)
-    assert ModuleGradient(**coupled_net, engine="vmap").assumptions() == (), "it is shown one record at a time"
+    assert ModuleGradient(**coupled_net, engine="vmap").assumptions() == (said,), "it may keep something of each"
     other_loss: dict[str, Any] = own | {"loss": lambda net, x, y: net(x)[:, 0]}
     assert ModuleGradient(**other_loss).assumptions() == (said,)
     wrapped: Any = TorchEncoder(module=nn.Linear(4, 3))  # pyright: ignore
@@ -369,3 +370,17 @@ def test_bounds_below_what_a_float_can_bound_are_refused() -> None:
     assert np.linalg.norm(clip_rows(np.ones((1, 3)), 1e-300)) <= 1e-300
     with pytest.raises(PrivacyError, match="too few digits"):
         clip_rows(np.ones((1, 3)), 5e-324)
+
+
+def test_what_runs_counts_and_not_what_it_is_called() -> None:
+    own: dict[str, Any] = {"loss": functional.cross_entropy, "clip_norm": 1.0}
+
+    @functools.wraps(functional.cross_entropy)
+    def coupled(net: Any, x: Any, y: Any) -> Any:
+        return functional.cross_entropy(net(x - x.mean(0)), y, reduction="none")
+
+    net = nn.Sequential(nn.Linear(4, 3))
+    assert ModuleGradient(module=net, **own).assumptions() == ()
+    assert ModuleGradient(module=net, **{**own, "loss": coupled}).assumptions() == (RECORD_ALONE,)
+    net[0].register_forward_pre_hook(lambda layer, x: (x[0] - x[0].mean(0),))
+    assert ModuleGradient(module=net, **own).assumptions() == (RECORD_ALONE,)

@@ -35,6 +35,7 @@ _SUSPECTED = (
     "MEMBERS WERE FOUND MORE OFTEN THAN THE CLAIM ALLOWS. If train and held-out part are a random split of one "
     "population, the promise does not stand; otherwise this is a reason to look."
 )
+_HELD_OUT = "membership inference compares with held-out records"
 _FALLEN = "THE PROMISE DOES NOT STAND."
 
 
@@ -204,17 +205,17 @@ def _membership(options: _Folder, run: dict[str, Any]) -> Audit:
         "pairs": options.pairs,
         "name": f"{called(run)} on {run['data']}, members among the samples' sources",
     }
-    held_out = data.test()
     if afterwards.is_public(data):
-        return audit_membership(samples, held_out, door=public_door(data.train), **terms)
+        return audit_membership(samples, data.test(), door=public_door(data.train), **terms)
     if options.allow != "exposure":
         raise PrivacyError(
             f"{data.name} may be private, and membership inference looks at its train records; what it prints is not "
             "covered by epsilon. To have the look written in the ledger and go on, add --allow exposure"
         )
     with ledger_of(folder, options.ledger) as ledger:
+        ledger.expose(reason=_HELD_OUT, audience="readers of the audit and the report")  # before a record is read
         door = Curator(data.train, schema=schema, ledger=ledger).expose  # type: ignore[arg-type]
-        return audit_membership(samples, held_out, door=door, **terms)
+        return audit_membership(samples, data.test(), door=door, **terms)
 
 
 def _costs(folder: Path) -> tuple[Guarantee, list[Any]]:

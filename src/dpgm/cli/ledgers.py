@@ -12,7 +12,7 @@ from dpgm.evaluation.folder import read_ledger
 from dpgm.methods.base import Model
 from dpgm.privacy.guarantee import Guarantee, PrivacyError
 from dpgm.privacy.ledger import Ledger
-from dpgm.privacy.together import Part, reopen, shared_name
+from dpgm.privacy.together import Part, reopen, shared_name, stands_in
 
 
 @contextmanager
@@ -35,13 +35,18 @@ def ledger_of(folder: Path, above: Path | None) -> Generator[Ledger]:
         raise PrivacyError(
             f"the run shares the ledger {name}, which must know of the look, too: give its file, --ledger"
         )
+    with reopen(folder / LEDGER) as own, reopen(above) as whole:
+        if not stands_in(own, whole):
+            raise PrivacyError(f"{above} holds no run with the plans of {folder}; give the ledger that it shares")
     with reopen(above) as whole, Part(folder / LEDGER, **terms, whole=whole, name=folder.resolve().name) as part:
         yield part
 
 
 def promise_of(model: Model, folder: Path) -> Guarantee:
     """The model's promise, and the looks that the folder's ledger has seen since it was made."""
-    entries = read_ledger(folder / LEDGER)[0] or []
-    looks = [f"{e['reason']} (seen by {e['audience']})" for e in entries if e.get("kind") == "expose"]
+    entries, doubts = read_ledger(folder / LEDGER)
+    if doubts:
+        raise PrivacyError(f"{folder}: {doubts[0]} Looks that it may have named are lost; restore it from a copy")
+    looks = [f"{e['reason']} (seen by {e['audience']})" for e in entries or [] if e.get("kind") == "expose"]
     promise = model.guarantee
     return dataclasses.replace(promise, exposures=tuple(dict.fromkeys([*promise.exposures, *looks])))

@@ -132,13 +132,13 @@ class PoissonGradient:
         return (exact + noise.normal(exact.shape, self.noise_multiplier * self.task.bound)) / (self.rate * self.size)
 
 
-def foreign_task(module: nn.Module, loss: Loss, *maps: object, engine: Engine = "auto") -> tuple[str, ...]:
-    """What a task assumes of its net, its loss and the maps before them; of the first two nothing, where the engine
-    shows them one record at a time or they are known.
+def foreign_task(module: nn.Module, loss: Loss, *maps: object) -> tuple[str, ...]:
+    """What a task assumes of its net, its loss and the maps before them; of the first two nothing where they are known.
+
+    An engine that shows them one record at a time is no reason: they could keep something of one for the next.
     """
-    alone = engine in ("vmap", "loop")
-    known = is_separate(module) and (loss.__module__ == functional.__name__ or not foreign(loss))
-    return foreign(*maps) if alone or known else (RECORD_ALONE,)
+    torchs = getattr(functional, getattr(loss, "__name__", ""), None) is loss
+    return foreign(*maps) if is_separate(module) and (torchs or not foreign(loss)) else (RECORD_ALONE,)
 
 
 Inputs = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, ...]]
@@ -179,10 +179,8 @@ class ModuleGradient:
         return Evidence.PROVED
 
     def assumptions(self) -> tuple[str, ...]:
-        """That each record is treated alone, where this project did not make what treats it; engines that show records
-        one by one to module and loss need no such word of these.
-        """
-        return foreign_task(self.module, self.loss, self.encoder, self.inputs, engine=self.engine)
+        """That each record is treated alone, where this project did not make what treats it."""
+        return foreign_task(self.module, self.loss, self.encoder, self.inputs)
 
     @property
     def bound(self) -> float:

@@ -254,7 +254,7 @@ class DecoderGradient:
         """That codes and gradients are of each record alone, where this project did not make what gives them; where a
         map of codes comes from elsewhere, its provenance, too.
         """
-        found = foreign_task(self.decoder, reconstruction_loss, self.source, engine=self.engine)
+        found = foreign_task(self.decoder, reconstruction_loss, self.source)
         if isinstance(self.source, FixedEncoder) and foreign(self.source.encode):
             found = (*found, f"the map to codes knows the records by what was paid for only ({self.source.provenance})")
         return found

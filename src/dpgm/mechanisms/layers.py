@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpgm.mechanisms.queries import hooked
+
 Gradients = dict[str, Tensor]
 Rule = Callable[[nn.Module, Tensor, Tensor, int], Gradients]
 _LARGE_MAP, _FEW_CHANNELS = 128, 8
@@ -35,6 +37,8 @@ _SEPARATE = (
 
 def is_separate(net: nn.Module) -> bool:
     """Whether a net is this project's, down to torch's layers, or made of such of these as treat records alone."""
+    if hooked(net):
+        return False
     kinds = [type(layer).__module__.partition(".")[0] for layer in net.modules()]
     if kinds[0] == "dpgm":
         return {*kinds} <= {"dpgm", "torch"}

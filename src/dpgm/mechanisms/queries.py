@@ -274,7 +274,9 @@ class MeanEmbedding:
         return (*self.encoder.assumptions, *foreign(self.encoder))
 
 
-RECORD_ALONE = "the map of records to vectors treats each record alone"
+RECORD_ALONE = (
+    "the map of records to vectors treats each record alone, and was made without the private records or of releases"
+)
 """What a map that is not this project's must keep; clipping cannot see it, and `check_query` only tests it."""
 
 
@@ -284,7 +286,15 @@ def foreign(*maps: object) -> tuple[str, ...]:
 
 
 def _root(thing: object) -> str:
-    return (getattr(thing, "__module__", None) or "").partition(".")[0]
+    """The package whose code a function or class is; functools.wraps gives a function another's `__module__`."""
+    code = getattr(thing, "__globals__", None)
+    return ((code or {}).get("__name__") or getattr(thing, "__module__", None) or "").partition(".")[0]
+
+
+def hooked(net: Any) -> bool:
+    """Whether something was hooked into a net: a hook runs anybody's code in a layer of a known kind."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(layer, kind, None) for layer in net.modules() for kind in kinds)
 
 
 def _own(thing: Any) -> bool:
@@ -293,6 +303,8 @@ def _own(thing: Any) -> bool:
     if _root(thing) != "dpgm":
         return False
     if hasattr(thing, "forward") and not all(_root(part) in ("dpgm", "torch") for part in thing.modules()):
+        return False
+    if hasattr(thing, "forward") and hooked(thing):
         return False
     parts = vars(thing).values() if dataclasses.is_dataclass(thing) else ()
     return all(_own(p) for p in parts if _is_map(p))
